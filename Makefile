@@ -1,0 +1,44 @@
+# subnetd. `make` builds bin/subnetd; `make test` is everything, on a fresh Debian with Go and root.
+GO      ?= go
+LDFLAGS ?= -s -w
+
+.PHONY: build test unit mips lab bench run cross lint clean peers provision
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/subnetd ./subnetd
+
+test: provision build peers lint unit mips lab
+
+# Programs of the system that the tests use.
+provision:
+	testbed/provision.sh
+
+# Stock tailscale and Headscale, once, into ~/.cache/subnetd.
+peers:
+	testbed/peers/build.sh
+
+lint:
+	testbed/lint.sh
+
+unit:
+	$(GO) test -race ./subnetd/...
+
+# The pure packages once more on a 32-bit big-endian and little-endian router CPU, where qemu-user is installed.
+mips:
+	testbed/mips.sh
+
+# The daemon among strangers in network namespaces. -count=1: bin/subnetd is no input that Go's test cache sees.
+lab: build peers
+	SUBNETD_BIN=$(CURDIR)/bin/subnetd $(GO) test -count=1 -v -timeout 20m ./testbed/...
+
+bench: provision build peers
+	SUBNETD_BIN=$(CURDIR)/bin/subnetd $(GO) test -count=1 -v -timeout 20m -run '^$$' -bench . -benchtime 1x ./testbed/...
+
+run: build
+	bin/subnetd run
+
+cross:
+	testbed/cross.sh bin/cross "$(LDFLAGS)"
+
+clean:
+	rm -rf bin

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+)
+
+// clock is a clock that never goes back before a time known to have passed:
+// routers without a battery boot in 1970, where no certificate is valid yet.
+type clock struct{ floor time.Time }
+
+// newClock takes the floor from the build and the newest state file.
+func newClock(stateDir string) clock {
+	floor := buildTime()
+	files, _ := filepath.Glob(filepath.Join(stateDir, "*"))
+	for _, f := range files {
+		if fi, err := os.Stat(f); err == nil && fi.ModTime().After(floor) {
+			floor = fi.ModTime()
+		}
+	}
+	return clock{floor: floor}
+}
+
+func buildTime() time.Time {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if t, err := time.Parse(time.RFC3339, s.Value); s.Key == "vcs.time" && err == nil {
+				return t
+			}
+		}
+	}
+	fi, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return time.Time{}
+	}
+	return fi.ModTime()
+}
+
+func (c clock) now() time.Time {
+	if now := time.Now(); now.After(c.floor) {
+		return now
+	}
+	return c.floor
+}
+
+// randomPort picks our UDP port outside the ranges that NATs and services use.
+func randomPort() uint16 {
+	var b [2]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return 20000 + binary.BigEndian.Uint16(b[:])%12000
+}

@@ -1,0 +1,74 @@
+// Package config is the owner's wishes: the TOML file, checked and typed.
+package config
+
+// Expose says how much of the LAN members of the mesh may be allowed to reach.
+type Expose string
+
+// The values of lan.expose.
+const (
+	ExposeAll    Expose = "all"
+	ExposeChosen Expose = "chosen"
+	ExposeNone   Expose = "none"
+)
+
+// Config is the owner's wishes with all defaults filled in.
+type Config struct {
+	Mesh   Mesh
+	LAN    LAN
+	Exit   Exit
+	Tunnel Tunnel
+	Home   Home
+	Web    Web
+}
+
+// Mesh says which mesh this router belongs to.
+type Mesh struct {
+	Control     string // URL of the coordinator; "home" is this router itself
+	Hostname    string // "" : the system's
+	AuthKeyFile string
+}
+
+// LAN says what of the home is offered to the mesh.
+type LAN struct {
+	Interfaces []string // empty: found
+	Expose     Expose
+	Devices    []string // single addresses, for expose = "chosen"
+	SNAT       bool
+}
+
+// Tunnel says how packets are carried.
+type Tunnel struct {
+	Engine string // auto | kernel | userspace
+	Port   uint16 // 0: picked once at random and kept
+}
+
+// Exit says which ways to the internet are offered and used.
+type Exit struct {
+	Offer   bool     // members of the mesh may reach the internet through here
+	Use     string   // the node through which the home does; "": none
+	Devices []string // MACs that do, in lower case with colons; empty: all and the router
+}
+
+// Home is the coordinator in this router, for mesh.control = "home".
+type Home struct {
+	URL        string // how the world reaches it; "": not set
+	Listen     string // host:port, the host may be empty
+	Domain     string // of the members' names, without dots at its ends
+	PolicyFile string // HuJSON; "": the built-in policy
+}
+
+// Web is the page.
+type Web struct {
+	Listen string // host:port, the host may be empty
+}
+
+// Default is what an empty file means.
+func Default() Config {
+	return Config{
+		Mesh:   Mesh{Control: "home"},
+		LAN:    LAN{Expose: ExposeChosen, SNAT: true},
+		Tunnel: Tunnel{Engine: "auto"},
+		Home:   Home{Listen: ":8410", Domain: "mesh.internal"},
+		Web:    Web{Listen: ":8411"},
+	}
+}

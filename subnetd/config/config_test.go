@@ -1,0 +1,323 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const sample = "../../packaging/subnetd.toml"
+
+func TestSample(t *testing.T) {
+	src, err := os.ReadFile(sample)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(sample)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), c); diff != "" {
+		t.Fatalf("the sample, all commented, is not the default: %s", diff)
+	}
+	// With its "#" removed it says the same, and names every key there is.
+	plain := regexp.MustCompile(`(?m)^#([a-z_]+ = )`).ReplaceAll(src, []byte("$1"))
+	c, err = Parse(strings.NewReader(string(plain)), "sample")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), c); diff != "" {
+		t.Fatalf("the sample's values are not the default: %s", diff)
+	}
+	doc, err := scan(plain, "sample")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range keys() {
+		if doc.line(k.section, k.key) == 0 {
+			t.Errorf("%s.%s is missing in the sample", k.section, k.key)
+		}
+	}
+}
+
+func TestLoadMissing(t *testing.T) {
+	c, err := Load(filepath.Join(t.TempDir(), "none.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), c); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
+func TestParse(t *testing.T) {
+	src := `
+mesh = { control = "https://control.example:8443/x", hostname = "door" }
+tunnel.engine = "kernel"
+tunnel.port = 41_111
+[lan]
+interfaces = ["br-lan", "eth0.2"]
+expose = 'all'
+devices = [ # the printer
+  "192.168.1.20",
+  "fd00::20",
+]
+snat = false
+[exit]
+offer = true
+use = "far"
+devices = ["02:00:00:00:00:0A", "02-00-00-00-00-0b"]
+[home]
+url = "https://home.example"
+listen = "127.0.0.1:1"
+domain = "x"
+policy_file = "/etc/policy"
+[web]
+listen = "[::1]:80"
+`
+	got, err := Parse(strings.NewReader(src), "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		Mesh:   Mesh{Control: "https://control.example:8443/x", Hostname: "door"},
+		LAN:    LAN{Interfaces: []string{"br-lan", "eth0.2"}, Expose: ExposeAll, Devices: []string{"192.168.1.20", "fd00::20"}},
+		Exit:   Exit{Offer: true, Use: "far", Devices: []string{"02:00:00:00:00:0a", "02:00:00:00:00:0b"}},
+		Tunnel: Tunnel{Engine: "kernel", Port: 41111},
+		Home:   Home{URL: "https://home.example", Listen: "127.0.0.1:1", Domain: "x", PolicyFile: "/etc/policy"},
+		Web:    Web{Listen: "[::1]:80"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
+func TestAllMistakesAtOnce(t *testing.T) {
+	src := `[mesh]
+control = 7
+color = "red"
+[lan]
+expose = "some"
+devices = [
+  "192.168.1.0/24"]
+snat = "yes"
+[tunnel]
+port = 65536
+[colour]
+x = 1
+`
+	_, err := Parse(strings.NewReader(src), "/etc/subnetd.toml")
+	if err == nil {
+		t.Fatal("no error")
+	}
+	want := []string{
+		`/etc/subnetd.toml:2: mesh.control is 7; allowed is "home" or a URL like "https://control.example"`,
+		`/etc/subnetd.toml:3: mesh.color is no key of this section; allowed is control, hostname, auth_key_file`,
+		`/etc/subnetd.toml:5: lan.expose is "some"; allowed is "all", "chosen" or "none"`,
+		`/etc/subnetd.toml:6: lan.devices is ["192.168.1.0/24"]; allowed is a list of single addresses like ["192.168.1.20"]`,
+		`/etc/subnetd.toml:8: lan.snat is "yes"; allowed is true or false`,
+		`/etc/subnetd.toml:10: tunnel.port is 65536; allowed is a number from 0 to 65535; 0: picked once and kept`,
+		`/etc/subnetd.toml:11: colour is no section; allowed is [mesh], [lan], [exit], [tunnel], [home], [web]`,
+	}
+	if diff := cmp.Diff(want, strings.Split(err.Error(), "\n")); diff != "" {
+		t.Fatal(diff)
+	}
+	var e *Error
+	if !errors.As(err, &e) || e.Line != 2 {
+		t.Fatalf("%+v", e)
+	}
+}
+
+// Every key refuses every value of another type, and some of its own.
+func TestEveryKeyRefuses(t *testing.T) {
+	bad := []string{"1.5", "1979-05-27", "{a=1}", "[[1]]", "[1]", "-1", `"\u0000"`, `"a b/c"`, `["\u0000"]`}
+	for _, k := range keys() {
+		for _, v := range bad {
+			_, err := Parse(strings.NewReader("["+k.section+"]\n"+k.key+" = "+v+"\n"), "f")
+			var e *Error
+			if !errors.As(err, &e) || e.Line != 2 || e.Key != k.section+"."+k.key || e.Allowed != k.allowed {
+				t.Errorf("%s.%s = %s: %v", k.section, k.key, v, err)
+			}
+		}
+	}
+}
+
+func TestValues(t *testing.T) {
+	tests := []struct {
+		line string
+		ok   bool
+	}{
+		{`mesh.control = "home"`, true}, {`mesh.control = ""`, false}, {`mesh.control = "ftp://x"`, false},
+		{`mesh.control = "https://"`, false}, {`mesh.control = "https://a:b@c"`, false},
+		{`mesh.control = "http://[::1]:8080"`, true}, {`mesh.hostname = "a-1"`, true},
+		{`mesh.hostname = "-a"`, false}, {`mesh.hostname = "a.b"`, false}, {`mesh.auth_key_file = "rel"`, false},
+		{`lan.interfaces = ["this-is-far-too-long"]`, false}, {`lan.interfaces = []`, true},
+		{`lan.devices = ["fe80::1"]`, false}, {`lan.devices = ["127.0.0.1"]`, false},
+		{`lan.devices = ["::ffff:1.2.3.4"]`, false}, {`lan.devices = ["fe80::1%eth0"]`, false},
+		{`exit.devices = ["02:00:00:00:00"]`, false}, {`tunnel.engine = "magic"`, false}, {`tunnel.port = 0x1F`, true},
+		{`home.listen = "8410"`, false}, {`home.listen = ":0"`, false}, {`home.listen = "name:80"`, false},
+		{`home.domain = ""`, false}, {`home.domain = "a..b"`, false}, {`web.listen = ":65536"`, false}, {`lan = 3`, false},
+		{`[[lan]]`, false}, {`[lan.devices]`, false}, {`"mesh".'control' = "home"`, true}, {`"me\nsh" = 1`, false},
+	}
+	for _, tt := range tests {
+		_, err := Parse(strings.NewReader(tt.line), "f")
+		if (err == nil) != tt.ok {
+			t.Errorf("%s: %v", tt.line, err)
+		}
+		if err != nil && strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: more than one line: %v", tt.line, err)
+		}
+	}
+}
+
+func TestNotTOML(t *testing.T) {
+	tests := map[string]string{
+		"[lan]\nsnat = maybe\n":          "f:2: ",
+		"[lan\n":                         "f:1: ",
+		"[lan]\nsnat = true\nsnat = 1\n": "f:3: ",
+		strings.Repeat("#", MaxSize+1):   "f: is too big",
+		"a = \"\xff\"":                   "f:1: ",
+	}
+	for src, want := range tests {
+		_, err := Parse(strings.NewReader(src), "f")
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%.20q: %v", src, err)
+		}
+	}
+}
+
+func TestManyMistakesAreBounded(t *testing.T) {
+	var b strings.Builder
+	for i := range 1000 {
+		b.WriteString("x" + strings.Repeat("y", i) + " = 1\n")
+	}
+	_, err := Parse(strings.NewReader(b.String()), "f")
+	if lines := strings.Split(err.Error(), "\n"); len(lines) != maxErrors+1 || lines[maxErrors] != "f: and 950 more mistakes" {
+		t.Fatal(len(lines), lines[len(lines)-1])
+	}
+}
+
+func TestEdit(t *testing.T) {
+	tests := []struct {
+		name, src, section, key string
+		value                   any
+		want                    string
+	}{
+		{"empty", "", "mesh", "control", "home", "[mesh]\ncontrol = \"home\"\n"},
+		{"replace keeps the rest", "# a\n[mesh] # b\n control  =  'home'  # c\nnew = 1\n", "mesh", "control", "https://x",
+			"# a\n[mesh] # b\n control  =  \"https://x\"  # c\nnew = 1\n"},
+		{"new key after the last of its section", "[mesh]\nhostname = \"a\" # x\n\n[lan]\nsnat = true\n", "mesh", "control", "home",
+			"[mesh]\nhostname = \"a\" # x\ncontrol = \"home\"\n\n[lan]\nsnat = true\n"},
+		{"empty section", "[lan]\n[web]\n", "lan", "snat", false, "[lan]\nsnat = false\n[web]\n"},
+		{"new section", "[lan]\nsnat = true", "tunnel", "port", 5, "[lan]\nsnat = true\n\n[tunnel]\nport = 5\n"},
+		{"list over lines", "[lan]\ndevices = [\n \"10.0.0.1\", # one\n]\nsnat = true\n", "lan", "devices", []string{"10.0.0.2", "fd00::2"},
+			"[lan]\ndevices = [\"10.0.0.2\", \"fd00::2\"]\nsnat = true\n"},
+		{"empty list", "[lan]\ndevices = [\"10.0.0.1\"]\n", "lan", "devices", []string{}, "[lan]\ndevices = []\n"},
+		{"dotted", "lan.snat = true\n[web]\n", "lan", "expose", "all", "lan.snat = true\nlan.expose = \"all\"\n[web]\n"},
+		{"dotted replace", "lan.snat = true\n", "lan", "snat", false, "lan.snat = false\n"},
+		{"inline replace", "lan = { snat = true, expose = \"all\" }\n", "lan", "snat", false, "lan = { snat = false, expose = \"all\" }\n"},
+		{"crlf", "[lan]\r\nsnat = true\r\n", "lan", "expose", "all", "[lan]\r\nsnat = true\r\nexpose = \"all\"\r\n"},
+		{"no newline at the end", "[lan]", "lan", "snat", true, "[lan]\nsnat = true\n"},
+		{"sub-section first", "[lan.x]\ny = 1\n[lan]\nsnat = true\n", "lan", "expose", "all", "[lan.x]\ny = 1\n[lan]\nsnat = true\nexpose = \"all\"\n"},
+		{"uint16", "", "tunnel", "port", uint16(7), "[tunnel]\nport = 7\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Edit([]byte(tt.src), tt.section, tt.key, tt.value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, string(got)); diff != "" {
+				t.Fatal(diff)
+			}
+			again, err := Edit(got, tt.section, tt.key, tt.value)
+			if err != nil || string(again) != string(got) {
+				t.Fatalf("the second time: %v\n%s", err, again)
+			}
+		})
+	}
+}
+
+func TestEditRefuses(t *testing.T) {
+	tests := []struct {
+		src, section, key string
+		value             any
+	}{
+		{"", "mesh", "colour", "red"}, {"", "mash", "control", "home"}, {"", "lan", "expose", "some"},
+		{"", "lan", "snat", "true"}, {"", "lan", "snat", 1.5}, {"[lan", "lan", "snat", true},
+		{"lan = { snat = true }", "lan", "expose", "all"}, {"lan = 3", "lan", "snat", true}, {"[[lan]]\n", "lan", "snat", true},
+	}
+	for _, tt := range tests {
+		if out, err := Edit([]byte(tt.src), tt.section, tt.key, tt.value); err == nil || out != nil {
+			t.Errorf("%q %s.%s = %v: %q, %v", tt.src, tt.section, tt.key, tt.value, out, err)
+		}
+	}
+}
+
+func TestEditSample(t *testing.T) {
+	src, err := os.ReadFile(sample)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := Edit(src, "mesh", "control", "https://control.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Parse(strings.NewReader(string(out)), "f")
+	if err != nil || c.Mesh.Control != "https://control.example" {
+		t.Fatal(err, c.Mesh)
+	}
+	// All the old lines are there, in order.
+	left := strings.Split(string(out), "\n")
+	for line := range strings.SplitSeq(string(src), "\n") {
+		i := slices.Index(left, line)
+		if i < 0 {
+			t.Fatalf("lost: %q", line)
+		}
+		left = left[i+1:]
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	src, err := os.ReadFile(sample)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(string(src))
+	f.Add("[lan]\nsnat = \"yes\"\n")
+	f.Add("lan = { snat = true, x.y = [1, {z = 2}] }\n[[a]]\n[a.b]\n")
+	f.Add("\"\\u0000\" = '''x'''\r\n")
+	f.Fuzz(func(t *testing.T, src string) {
+		_, err := Parse(strings.NewReader(src), "f")
+		var e *Error
+		if err != nil && !errors.As(err, &e) {
+			t.Fatalf("no *Error: %v", err)
+		}
+	})
+}
+
+func FuzzEdit(f *testing.F) {
+	f.Add("[mesh]\nhostname = \"a\" # x\n\n[lan]\n", "door")
+	f.Add("mesh.control = 'home'", "a")
+	f.Add("mesh = { hostname = \"x\" }\r\n", "")
+	f.Add("\"mesh\".\"host\\u006eame\" = \"\"\"\nx\"\"\" # y", "q")
+	f.Fuzz(func(t *testing.T, src, value string) {
+		out, err := Edit([]byte(src), "mesh", "hostname", value)
+		if err != nil {
+			return
+		}
+		doc, err := scan(out, "f")
+		if err != nil {
+			t.Fatalf("%q does not parse: %v", out, err)
+		}
+		if got := doc.raw["mesh"].(map[string]any)["hostname"]; got != value {
+			t.Fatalf("%q holds %q, want %q", out, got, value)
+		}
+	})
+}

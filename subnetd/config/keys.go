@@ -1,0 +1,211 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// maxList bounds every list of the file.
+const maxList = 256
+
+// spec is one key of the file: what it may hold, in words, and how a value of
+// the file (string, bool, int64, []any) gets into a Config. set reports whether
+// the value is allowed.
+type spec struct {
+	section, key string
+	allowed      string
+	set          func(c *Config, v any) bool
+}
+
+// keys is the whole language of the file, in the order of the sample file.
+func keys() []spec {
+	return []spec{
+		{"mesh", "control", `"home" or a URL like "https://control.example"`,
+			text(func(s string) bool { return s == "home" || isURL(s) }, func(c *Config, s string) { c.Mesh.Control = s })},
+		{"mesh", "hostname", `"" or a name of letters, digits and hyphens, at most 63`,
+			text(orEmpty(isLabel), func(c *Config, s string) { c.Mesh.Hostname = s })},
+		{"mesh", "auth_key_file", `"" or the absolute path of a file`,
+			text(orEmpty(isPath), func(c *Config, s string) { c.Mesh.AuthKeyFile = s })},
+		{"lan", "interfaces", `a list of interface names like ["br-lan"]`,
+			list(isInterface, func(c *Config, l []string) { c.LAN.Interfaces = l })},
+		{"lan", "expose", `"all", "chosen" or "none"`,
+			text(oneOf("all", "chosen", "none"), func(c *Config, s string) { c.LAN.Expose = Expose(s) })},
+		{"lan", "devices", `a list of single addresses like ["192.168.1.20"]`,
+			list(isDevice, func(c *Config, l []string) { c.LAN.Devices = l })},
+		{"lan", "snat", `true or false`,
+			truth(func(c *Config, b bool) { c.LAN.SNAT = b })},
+		{"exit", "offer", `true or false`,
+			truth(func(c *Config, b bool) { c.Exit.Offer = b })},
+		{"exit", "use", `"" or the name of a node`,
+			text(orEmpty(isName), func(c *Config, s string) { c.Exit.Use = s })},
+		{"exit", "devices", `a list of MAC addresses like ["02:00:00:00:00:01"]`,
+			list(isMAC, func(c *Config, l []string) { c.Exit.Devices = lower(l) })},
+		{"tunnel", "engine", `"auto", "kernel" or "userspace"`,
+			text(oneOf("auto", "kernel", "userspace"), func(c *Config, s string) { c.Tunnel.Engine = s })},
+		{"tunnel", "port", `a number from 0 to 65535; 0: picked once and kept`, port},
+		{"home", "url", `"" or a URL like "https://home.example"`,
+			text(orEmpty(isURL), func(c *Config, s string) { c.Home.URL = s })},
+		{"home", "listen", `an address and port like ":8410"`,
+			text(isListen, func(c *Config, s string) { c.Home.Listen = s })},
+		{"home", "domain", `a domain like "mesh.internal"`,
+			text(isName, func(c *Config, s string) { c.Home.Domain = s })},
+		{"home", "policy_file", `"" or the absolute path of a file`,
+			text(orEmpty(isPath), func(c *Config, s string) { c.Home.PolicyFile = s })},
+		{"web", "listen", `an address and port like ":8411"`,
+			text(isListen, func(c *Config, s string) { c.Web.Listen = s })},
+	}
+}
+
+func text(ok func(string) bool, set func(*Config, string)) func(*Config, any) bool {
+	return func(c *Config, v any) bool {
+		s, is := v.(string)
+		if !is || !ok(s) {
+			return false
+		}
+		set(c, s)
+		return true
+	}
+}
+
+func truth(set func(*Config, bool)) func(*Config, any) bool {
+	return func(c *Config, v any) bool {
+		b, is := v.(bool)
+		if is {
+			set(c, b)
+		}
+		return is
+	}
+}
+
+func list(ok func(string) bool, set func(*Config, []string)) func(*Config, any) bool {
+	return func(c *Config, v any) bool {
+		items, is := v.([]any)
+		if !is || len(items) > maxList {
+			return false
+		}
+		var out []string
+		for _, item := range items {
+			s, is := item.(string)
+			if !is || !ok(s) {
+				return false
+			}
+			out = append(out, s)
+		}
+		set(c, out)
+		return true
+	}
+}
+
+func port(c *Config, v any) bool {
+	n, is := v.(int64)
+	if !is || n < 0 || n > 65535 {
+		return false
+	}
+	c.Tunnel.Port = uint16(n)
+	return true
+}
+
+func oneOf(allowed ...string) func(string) bool {
+	return func(s string) bool { return slices.Contains(allowed, s) }
+}
+
+func orEmpty(ok func(string) bool) func(string) bool {
+	return func(s string) bool { return s == "" || ok(s) }
+}
+
+func lower(l []string) []string {
+	for i, s := range l {
+		l[i] = strings.ReplaceAll(strings.ToLower(s), "-", ":")
+	}
+	return l
+}
+
+func isURL(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" &&
+		u.User == nil && u.RawQuery == "" && u.Fragment == "" && len(s) <= 512
+}
+
+// isLabel follows RFC 1123, 2.1: one label of a host name.
+func isLabel(s string) bool {
+	bad := func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-')
+	}
+	return s != "" && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-' && !strings.ContainsFunc(s, bad)
+}
+
+func isName(s string) bool {
+	for label := range strings.SplitSeq(s, ".") {
+		if !isLabel(label) {
+			return false
+		}
+	}
+	return len(s) <= 253
+}
+
+func isPath(s string) bool {
+	return filepath.IsAbs(s) && len(s) <= 4095 && !strings.ContainsRune(s, 0)
+}
+
+// isInterface follows the kernel: 1 to 15 bytes, no slash, no space, no colon.
+func isInterface(s string) bool {
+	bad := func(r rune) bool { return r <= ' ' || r > '~' || r == '/' || r == ':' }
+	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsFunc(s, bad)
+}
+
+func isDevice(s string) bool {
+	a, err := netip.ParseAddr(s)
+	return err == nil && a.Zone() == "" && !a.Is4In6() && !a.IsUnspecified() && !a.IsLoopback() &&
+		!a.IsMulticast() && !a.IsLinkLocalUnicast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+func isMAC(s string) bool {
+	mac, err := net.ParseMAC(s)
+	return err == nil && len(mac) == 6 && !strings.Contains(s, ".")
+}
+
+func isListen(s string) bool {
+	host, p, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	n, err := strconv.ParseUint(p, 10, 16)
+	if err != nil || n == 0 {
+		return false
+	}
+	_, err = netip.ParseAddr(host)
+	return host == "" || err == nil
+}
+
+// show prints a value as it would stand in the file.
+func show(v any) string {
+	switch v := v.(type) {
+	case string:
+		return clip(quote(v))
+	case []any:
+		var parts []string
+		for _, item := range v[:min(len(v), 8)] {
+			parts = append(parts, show(item))
+		}
+		return clip("[" + strings.Join(parts, ", ") + "]")
+	case map[string]any:
+		return "a table"
+	case []map[string]any:
+		return "a list of tables"
+	default:
+		return clip(fmt.Sprint(v))
+	}
+}
+
+func clip(s string) string {
+	if len(s) <= 80 {
+		return s
+	}
+	return strings.ToValidUTF8(s[:77], "") + "..."
+}

@@ -1,0 +1,50 @@
+package control
+
+import (
+	"maps"
+	"slices"
+
+	"subnetd/subnetd/mesh"
+)
+
+// equalNetmaps compares by value, so that frames which say nothing new cost
+// the rest of the house nothing.
+func equalNetmaps(a, b *mesh.Netmap) bool {
+	return equalNodes(&a.Self, &b.Self) &&
+		slices.EqualFunc(a.Peers, b.Peers, func(x, y mesh.Node) bool { return equalNodes(&x, &y) }) &&
+		slices.EqualFunc(a.Relays, b.Relays, equalRegions) &&
+		equalNames(a.Names, b.Names) &&
+		equalRules(a.Filter, b.Filter) &&
+		maps.Equal(a.Users, b.Users) && a.Domain == b.Domain && slices.Equal(a.Health, b.Health) &&
+		a.ClockSkew == b.ClockSkew && a.Locked == b.Locked
+}
+
+func equalNodes(a, b *mesh.Node) bool {
+	return a.ID == b.ID && a.Name == b.Name && a.User == b.User && a.Key == b.Key && a.Disco == b.Disco &&
+		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.AllowedIPs, b.AllowedIPs) &&
+		slices.Equal(a.Endpoints, b.Endpoints) && a.HomeRelay == b.HomeRelay && equalBools(a.Online, b.Online) &&
+		a.LastSeen.Equal(b.LastSeen) && a.KeyExpiry.Equal(b.KeyExpiry) && a.Expired == b.Expired &&
+		a.Authorized == b.Authorized && a.Cap == b.Cap && slices.Equal(a.Caps, b.Caps) && a.Jailed == b.Jailed &&
+		a.OS == b.OS && slices.Equal(a.Tags, b.Tags) &&
+		a.MasqueradeV4 == b.MasqueradeV4 && a.MasqueradeV6 == b.MasqueradeV6
+}
+
+func equalBools(a, b *bool) bool {
+	return a == b || a != nil && b != nil && *a == *b
+}
+
+func equalRegions(a, b mesh.RelayRegion) bool {
+	return a.ID == b.ID && a.Code == b.Code && a.Name == b.Name && a.NoMeasure == b.NoMeasure &&
+		slices.Equal(a.Nodes, b.Nodes)
+}
+
+func equalNames(a, b mesh.Names) bool {
+	return a.MagicDNS == b.MagicDNS && slices.Equal(a.Search, b.Search) && slices.Equal(a.Records, b.Records) &&
+		slices.Equal(a.Upstream, b.Upstream) && maps.EqualFunc(a.Routes, b.Routes, slices.Equal[[]string])
+}
+
+func equalRules(a, b []mesh.Rule) bool {
+	return slices.EqualFunc(a, b, func(x, y mesh.Rule) bool {
+		return slices.Equal(x.Srcs, y.Srcs) && slices.Equal(x.Dsts, y.Dsts) && slices.Equal(x.Protos, y.Protos)
+	})
+}

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"subnetd/subnetd/api"
+	"subnetd/subnetd/cli"
+	"subnetd/subnetd/config"
+	"subnetd/subnetd/engine"
+	"subnetd/subnetd/host"
+	"subnetd/subnetd/host/apply"
+	"subnetd/subnetd/host/firewall"
+	"subnetd/subnetd/host/route"
+	"subnetd/subnetd/host/tunnel"
+	"subnetd/subnetd/host/watch"
+	"subnetd/subnetd/mesh"
+	"subnetd/subnetd/plan"
+	"subnetd/subnetd/state"
+	"subnetd/subnetd/status"
+	"subnetd/subnetd/task"
+	"subnetd/subnetd/underlay"
+
+	"tailscale.com/types/key"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// daemon is every part of a running subnetd.
+type daemon struct {
+	opts   cli.RunOptions
+	log    *slog.Logger
+	clock  clock
+	dir    *state.Dir
+	engine *engine.Engine
+	under  *underlay.Underlay
+	tun    *tunnel.Userspace
+	cache  *netmapCache
+	member *member
+	// started is a trouble found before there was anybody to tell.
+	started string
+
+	mu  sync.Mutex // guards all below
+	cfg config.Config
+	// relays is kept for `netcheck` and for the names of regions.
+	relays []mesh.RelayRegion
+	link   underlay.State
+	// reached are the peers that had a path when last looked.
+	reached map[key.NodePublic]bool
+}
+
+// run is `subnetd run`: it builds the parts, then serves them until a signal.
+func run(opts cli.RunOptions) error {
+	d, err := build(opts)
+	if err != nil {
+		return err
+	}
+	defer d.dir.Close()
+	d.restore()
+	err = task.Serve(context.Background(), d.log,
+		task.Signals(d.log),
+		d.engine,
+		task.Func("underlay", d.under.Run),
+		task.Func("watch", watch.New(d.logger("watch"), d.setFacts).Run),
+		d.member,
+		d.cache,
+		api.NewServer(opts.Socket, d.funcs(), d.logger("api")),
+	)
+	return errors.Join(err, d.tun.Close())
+}
+
+func (d *daemon) logger(part string) *slog.Logger { return d.log.With("part", part) }
+
+func build(opts cli.RunOptions) (*daemon, error) {
+	d := &daemon{opts: opts}
+	d.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: opts.LogLevel}))
+	var err error
+	if d.cfg, err = config.Load(opts.Config); err != nil {
+		return nil, err
+	}
+	if d.dir, err = state.Open(opts.State); err != nil {
+		return nil, err
+	}
+	d.clock = newClock(opts.State)
+	id, err := d.identity()
+	if err != nil {
+		return nil, err
+	}
+	d.under, err = underlay.New(underlay.Config{
+		Port: id.Port, Mark: host.Mark, Now: d.clock.now, Log: d.logger("underlay"),
+		OnState: d.setUnderlay, OnPath: d.pathChanged,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.tun = tunnel.NewUserspace(d.logger("tunnel"), d.under)
+	hands := apply.New(d.tun, firewall.New(d.logger("firewall")), route.New(d.logger("route")))
+	d.engine = engine.New(engine.Config{
+		Version: version, Apply: hands.Set, Planned: d.planned, Live: d.live,
+		Now: d.clock.now, Log: d.logger("engine"),
+	})
+	d.engine.SetConfig(d.cfg)
+	d.engine.SetProblem("identity", d.started, "Put a backup of the file back and restart, or go on as a new node.")
+	d.cache = newNetmapCache(d.dir, d.logger("cache"), func(text string) {
+		d.engine.SetProblem("disk", text, "Free some space: after a restart without the coordinator this node may not know the mesh.")
+	})
+	d.member = newMember(d, id)
+	return d, nil
+}
+
+// identity reads who we are, or makes it: keys are on disk before they are used.
+func (d *daemon) identity() (state.Identity, error) {
+	var id state.Identity
+	found, err := d.dir.Load("identity", &id)
+	var corrupt *state.CorruptError
+	if errors.As(err, &corrupt) {
+		d.log.Error(corrupt.Error())
+		d.started = corrupt.Error()
+	} else if err != nil {
+		return id, err
+	}
+	if found && !id.Machine.IsZero() {
+		return id, nil
+	}
+	id.Machine = key.NewMachine()
+	id.Port = d.cfg.Tunnel.Port
+	if id.Port == 0 {
+		id.Port = randomPort()
+	}
+	if err := d.dir.Save("identity", id); err != nil {
+		return id, fmt.Errorf("keeping this node's keys: %w", err)
+	}
+	return id, nil
+}
+
+// restore puts the netmap of the last session to work until the coordinator
+// answers, so that the mesh outlives it.
+func (d *daemon) restore() {
+	if f, err := watch.Facts(); err == nil {
+		d.setFacts(f)
+	}
+	if d.member.isDown() {
+		return
+	}
+	if nm := d.cache.load(d.cfg.Mesh.Control); nm != nil {
+		d.setNetmap(nm, d.member.node())
+	}
+}
+
+func (d *daemon) setFacts(f host.Facts) {
+	d.engine.SetFacts(f)
+	d.under.SetFacts(f)
+	d.member.setHostname(f.Hostname)
+}
+
+func (d *daemon) setNetmap(nm *mesh.Netmap, node key.NodePrivate) {
+	d.mu.Lock()
+	d.relays = nil
+	if nm != nil {
+		d.relays = nm.Relays
+	}
+	d.mu.Unlock()
+	d.under.SetNetmap(nm, node)
+	d.engine.SetNetmap(nm, node)
+}
+
+func (d *daemon) setUnderlay(s underlay.State) {
+	d.mu.Lock()
+	d.link = s
+	d.mu.Unlock()
+	d.engine.SetPort(s.Port)
+	d.member.setUnderlay(s)
+}
+
+func (d *daemon) planned(p plan.Plan) { d.member.setRoutes(p.Offer) }
+
+// pathChanged starts a handshake with peers that have just become reachable:
+// WireGuard's own retry would cost the first seconds of traffic.
+func (d *daemon) pathChanged() {
+	paths := d.under.Paths()
+	var first []key.NodePublic
+	d.mu.Lock()
+	for k, p := range paths {
+		if p.Kind != mesh.PathNone && !d.reached[k] {
+			first = append(first, k)
+		}
+	}
+	d.reached = make(map[key.NodePublic]bool, len(paths))
+	for k, p := range paths {
+		d.reached[k] = p.Kind != mesh.PathNone
+	}
+	d.mu.Unlock()
+	for _, k := range first {
+		d.tun.Kick(k)
+	}
+	d.engine.Refresh()
+}
+
+// live adds paths and counters to a snapshot.
+func (d *daemon) live(s *status.Snapshot, nm *mesh.Netmap) {
+	d.mu.Lock()
+	link, relays := d.link, d.relays
+	d.mu.Unlock()
+	s.Engine, s.EngineReason = "userspace", "the kernel engine is not built in yet"
+	s.Port, s.UDP = link.Port, link.UDP
+	for _, e := range link.Endpoints {
+		s.Endpoints = append(s.Endpoints, e.Addr)
+	}
+	s.HomeRelay = regionCode(relays, link.HomeRelay)
+	if nm == nil {
+		return
+	}
+	paths, stats := d.under.Paths(), d.tun.Stats()
+	for i := range nm.Peers {
+		p, st := paths[nm.Peers[i].Key], stats[nm.Peers[i].Key]
+		out := &s.Peers[i]
+		out.Path, out.Reason, out.RTT = string(p.Kind), p.Reason, float64(p.RTT)/float64(time.Millisecond)
+		if p.Addr.IsValid() {
+			out.Endpoint = p.Addr.String()
+		}
+		out.Relay = regionCode(relays, p.Relay)
+		out.Rx, out.Tx, out.Handshake = st.Rx, st.Tx, st.Handshake
+	}
+}
+
+func regionCode(relays []mesh.RelayRegion, id int) string {
+	for _, r := range relays {
+		if r.ID == id {
+			return r.Code
+		}
+	}
+	return ""
+}

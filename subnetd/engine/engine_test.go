@@ -1,0 +1,146 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"subnetd/subnetd/config"
+	"subnetd/subnetd/host"
+	"subnetd/subnetd/mesh"
+	"subnetd/subnetd/status"
+
+	"tailscale.com/types/key"
+)
+
+// hands is a router that remembers what it was told.
+type hands struct {
+	mu   sync.Mutex // the loop and the test both look
+	told []host.Config
+	err  error
+}
+
+func (h *hands) set(_ context.Context, c host.Config) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.told = append(h.told, c)
+	return h.err
+}
+
+func (h *hands) fail(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.err = err
+}
+
+func start(t *testing.T, h *hands) *Engine {
+	t.Helper()
+	e := New(Config{Apply: h.set, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- e.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return e
+}
+
+func netmap(expiry time.Time) *mesh.Netmap {
+	return &mesh.Netmap{Self: mesh.Node{ID: 1, Name: "home.mesh.", KeyExpiry: expiry,
+		Addresses: []netip.Prefix{netip.MustParsePrefix("100.64.0.1/32")}}}
+}
+
+func TestAppliesOnceAndAgainOnChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hands{}
+		e := start(t, h)
+		e.SetConfig(config.Config{})
+		synctest.Wait()
+		e.Kick()
+		e.SetFacts(host.Facts{Hostname: "x"})
+		synctest.Wait()
+		if len(h.told) != 1 {
+			t.Fatalf("applied %d times, want once: nothing changed for the router", len(h.told))
+		}
+		e.SetNetmap(netmap(time.Time{}), key.NewNode())
+		synctest.Wait()
+		if len(h.told) != 2 || h.told[1].Tunnel.Name != host.DefaultInterface {
+			t.Fatalf("after joining: %+v", h.told)
+		}
+		e.SetNetmap(nil, key.NodePrivate{})
+		synctest.Wait()
+		if len(h.told) != 3 || h.told[2].Tunnel.Name != "" {
+			t.Fatalf("after leaving: %+v", h.told)
+		}
+	})
+}
+
+func TestFailedApplyIsRetriedAndTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hands{err: errors.New("no such device")}
+		e := start(t, h)
+		e.Kick()
+		synctest.Wait()
+		if ps := e.Status().Problems; len(ps) != 1 || ps[0].Code != "apply" {
+			t.Fatalf("problems = %+v", ps)
+		}
+		time.Sleep(retryFirst + 2*retryFirst)
+		synctest.Wait()
+		if len(h.told) != 3 {
+			t.Fatalf("applied %d times, want 3 with growing pauses", len(h.told))
+		}
+		h.fail(nil)
+		time.Sleep(retryMost)
+		synctest.Wait()
+		if n := len(e.Status().Problems); n != 0 {
+			t.Fatalf("%d problems stay after success", n)
+		}
+	})
+}
+
+func TestOwnExpiryTakesTheTunnelDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hands{}
+		e := start(t, h)
+		e.SetNetmap(netmap(time.Now().Add(10*time.Minute)), key.NewNode())
+		synctest.Wait()
+		if ps := e.Status().Problems; len(ps) != 1 || ps[0].Code != "key-expiry" {
+			t.Fatalf("no warning ahead: %+v", ps)
+		}
+		time.Sleep(11 * time.Minute)
+		synctest.Wait()
+		if last := h.told[len(h.told)-1]; last.Tunnel.Name != "" {
+			t.Fatalf("the tunnel of an expired key stays: %+v", last)
+		}
+	})
+}
+
+func TestWatchGivesTheNewest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := start(t, &hands{})
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		w := e.Watch(ctx)
+		<-w
+		for _, p := range []status.Phase{status.PhaseConnecting, status.PhaseNeedsLogin, status.PhaseJoined} {
+			e.SetLink(Link{Phase: p})
+		}
+		var last status.Phase
+		for s := range w {
+			if last = s.Phase; last == status.PhaseJoined {
+				cancel()
+			}
+		}
+		if last != status.PhaseJoined {
+			t.Fatalf("last phase = %q", last)
+		}
+	})
+}

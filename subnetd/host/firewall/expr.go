@@ -1,0 +1,156 @@
+package firewall
+
+import (
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// match is a part of a rule: expressions that either hold or end the rule.
+type match []expr.Any
+
+// rule joins matches and a verdict.
+func rule(parts ...match) match {
+	var out match
+	for _, p := range parts {
+		out = append(out, p...)
+	}
+	return out
+}
+
+func verdict(kind expr.VerdictKind, chain string) match {
+	return match{&expr.Verdict{Kind: kind, Chain: chain}}
+}
+
+func accept() match             { return verdict(expr.VerdictAccept, "") }
+func drop() match               { return verdict(expr.VerdictDrop, "") }
+func jump(chain string) match   { return verdict(expr.VerdictJump, chain) }
+func goTo(chain string) match   { return verdict(expr.VerdictGoto, chain) }
+func masquerade() match         { return match{&expr.Masq{}} }
+func iifname(name string) match { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
+func oifname(name string) match { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
+
+func notOifname(name string) match { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, name) }
+
+func ifname(key expr.MetaKey, op expr.CmpOp, name string) match {
+	return match{
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Cmp{Op: op, Register: 1, Data: ifnameKey(name)},
+	}
+}
+
+// ifnameKey is a name as the kernel compares it: 16 bytes, zero padded.
+func ifnameKey(name string) []byte {
+	return append([]byte(name), make([]byte, 16)...)[:16]
+}
+
+// iifIn holds if the packet came in by an interface of the set.
+func iifIn(set string) match {
+	return match{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Lookup{SourceRegister: 1, SetName: set},
+	}
+}
+
+// state holds if conntrack's state of the packet is one of the bits.
+func state(bits uint32) match {
+	return match{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+// Directions of a packet within its flow, enum ip_conntrack_dir.
+const (
+	original = 0
+	reply    = 1
+)
+
+func direction(d byte) match {
+	return match{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{d}},
+	}
+}
+
+func metaIs(key expr.MetaKey, value byte) match {
+	return match{
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{value}},
+	}
+}
+
+// family is what differs between IPv4 and IPv6.
+type family struct {
+	v6       bool
+	digit    string // in names of sets and chains
+	proto    byte   // NFPROTO_*
+	addrType nftables.SetDatatype
+	size     uint32 // bytes of an address
+	src, dst uint32 // offsets in the header
+	l4, port uint32 // registers after an address in register 1
+	icmp     byte
+	echo     byte // ICMP type of an echo request
+}
+
+func families() [2]family {
+	return [2]family{
+		{false, "4", unix.NFPROTO_IPV4, nftables.TypeIPAddr, 4, 12, 16,
+			unix.NFT_REG32_01, unix.NFT_REG32_02, protoICMP, 8},
+		{true, "6", unix.NFPROTO_IPV6, nftables.TypeIP6Addr, 16, 8, 24,
+			unix.NFT_REG32_04, unix.NFT_REG32_05, protoICMPv6, 128},
+	}
+}
+
+// addr loads the address at an offset of the header into register 1.
+func (f family) addr(offset uint32) match {
+	return rule(metaIs(expr.MetaKeyNFPROTO, f.proto), match{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.size},
+	})
+}
+
+// addrIn holds if the address at the offset is in the set.
+func (f family) addrIn(offset uint32, set string) match {
+	return rule(f.addr(offset), match{&expr.Lookup{SourceRegister: 1, SetName: set}})
+}
+
+// addrMap takes the verdict that the map has for the address at the offset.
+func (f family) addrMap(offset uint32, set string) match {
+	return rule(f.addr(offset), match{&expr.Lookup{SourceRegister: 1, IsDestRegSet: true, SetName: set}})
+}
+
+// tripleIn holds if address . protocol . port is in the set. For protocols
+// without ports the two bytes are something else; their boxes have all ports.
+func (f family) tripleIn(addr, port uint32, set string) match {
+	return rule(f.addr(addr), match{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: f.l4},
+		&expr.Payload{DestRegister: f.port, Base: expr.PayloadBaseTransportHeader, Offset: port, Len: 2},
+		&expr.Lookup{SourceRegister: 1, SetName: set},
+	})
+}
+
+// notEcho holds for ICMP of the family other than an echo request.
+func (f family) notEcho() match {
+	return rule(metaIs(expr.MetaKeyNFPROTO, f.proto), metaIs(expr.MetaKeyL4PROTO, f.icmp), match{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{f.echo}},
+	})
+}
+
+// clampMSS sets the MSS of TCP SYNs to what the route's MTU carries, whatever
+// the family; the kernel takes the smaller MTU of the routes there and back.
+func clampMSS() match {
+	const flags, syn, rst = 13, 0x02, 0x04
+	const optMSS, mssOffset = 2, 2
+	return rule(metaIs(expr.MetaKeyL4PROTO, protoTCP), match{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: flags, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{syn | rst}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{syn}},
+		&expr.Rt{Register: 1, Key: expr.RtTCPMSS},
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
+		&expr.Exthdr{SourceRegister: 1, Type: optMSS, Offset: mssOffset, Len: 2, Op: expr.ExthdrOpTcpopt},
+	})
+}

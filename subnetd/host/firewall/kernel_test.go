@@ -1,0 +1,311 @@
+package firewall
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"subnetd/subnetd/host"
+	"subnetd/subnetd/mesh"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"github.com/mdlayher/netlink/nltest"
+	"golang.org/x/sys/unix"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+var silent = slog.New(slog.DiscardHandler)
+
+// run executes a command and fails the test if it fails.
+func run(t *testing.T, line string) string {
+	t.Helper()
+	args := strings.Fields(line)
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return string(out)
+}
+
+func ruleset(t *testing.T) string { return run(t, "nft -a list ruleset") }
+
+// listing is our table by the word of nft, without handles, which vary.
+func listing(t *testing.T) string {
+	return run(t, "nft -nn list table inet "+host.NftTable)
+}
+
+func put(t *testing.T, cfg host.Firewall) {
+	t.Helper()
+	if err := New(silent).Set(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fresh empties the ruleset before and after a test.
+func fresh(t *testing.T) {
+	t.Helper()
+	kernel(t)
+	run(t, "nft flush ruleset")
+	t.Cleanup(func() { run(t, "nft flush ruleset") })
+}
+
+func prefixes(s ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range s {
+		out = append(out, netip.MustParsePrefix(p))
+	}
+	return out
+}
+
+// span reads "a", "a-b" or "a/n".
+func span(s string) mesh.Range {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return rangesOf([]netip.Prefix{p}, p.Addr().Is6())[0]
+	}
+	from, to, two := strings.Cut(s, "-")
+	if !two {
+		to = from
+	}
+	return mesh.Range{From: netip.MustParseAddr(from), To: netip.MustParseAddr(to)}
+}
+
+func allow(src, dst string, first, last uint16, protos ...uint8) mesh.Rule {
+	r := mesh.Rule{Protos: protos}
+	for _, s := range strings.Fields(src) {
+		r.Srcs = append(r.Srcs, span(s))
+	}
+	for _, d := range strings.Fields(dst) {
+		r.Dsts = append(r.Dsts, mesh.Dest{Range: span(d), Ports: mesh.PortRange{First: first, Last: last}})
+	}
+	return r
+}
+
+// home is a typical policy.
+func home() host.Firewall {
+	return host.Firewall{
+		Interface: "mesh0",
+		Own:       []netip.Addr{netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd7a::1")},
+		Exposed:   prefixes("192.168.77.0/24", "fd77::/64"),
+		Rules: []mesh.Rule{
+			allow("100.64.0.9 fd7a::9", "192.168.77.50 fd77::50", 80, 80, protoTCP),
+			allow("100.64.0.9 fd7a::9", "192.168.77.50 fd77::50", 5000, 5000, protoUDP),
+		},
+		LANs: []string{"lan0"}, MasqueradeLAN: true,
+		Sites:     prefixes("10.9.0.0/24", "fd09::/64"),
+		LocalLANs: prefixes("192.168.77.0/24", "fd77::/64"),
+		Mesh:      prefixes("100.64.0.9/32", "100.64.0.10/32", "10.9.0.0/24", "fd7a::9/128", "fd7a::a/128", "fd09::/64"),
+		Port:      41641,
+	}
+}
+
+func TestGolden(t *testing.T) {
+	fresh(t)
+	overlapping := home()
+	overlapping.Rules = []mesh.Rule{
+		allow("100.64.0.0-100.115.91.255 fd7a::/48", "192.168.77.0/24 fd77::/64", 0, 65535),
+		allow("100.64.0.9", "192.168.77.0/25", 80, 443, protoTCP, protoSCTP),
+		allow("0.0.0.0/0 ::/0", "192.168.77.7 fd77::7", 0, 65535, 47, protoTCP),
+		allow("100.64.0.9-100.64.0.20", "255.255.255.255", 1, 65535),
+	}
+	overlapping.Exposed = prefixes("0.0.0.0/0", "::/0")
+	snat := home()
+	snat.SNAT, snat.MasqueradeLAN = true, false
+	for name, cfg := range map[string]host.Firewall{
+		"closed": {Interface: "mesh0"}, "home": home(), "overlapping": overlapping, "snat": snat,
+	} {
+		t.Run(name, func(t *testing.T) {
+			put(t, cfg)
+			// The marker's digest is of expressions, some in the machine's byte order.
+			got := regexp.MustCompile(`return comment "[0-9a-f]{32}"`).ReplaceAllString(listing(t), `return comment "DIGEST"`)
+			path := "testdata/" + name + ".nft"
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(string(want), got); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+const foreign = `
+table inet fw4 {
+	set s { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 } }
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		iifname "wan" counter drop comment "theirs"
+	}
+}
+table ip subnetd { chain c { counter } }
+table ip6 nat { chain postrouting { type nat hook postrouting priority srcnat; masquerade } }
+`
+
+func load(t *testing.T, rules string) {
+	t.Helper()
+	c := exec.Command("nft", "-f", "-")
+	c.Stdin = strings.NewReader(rules)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v\n%s", err, out)
+	}
+}
+
+// The same Set changes nothing, not even a handle; others' tables never change,
+// whatever we do to ours; at the end nothing of ours is left.
+func TestIdempotentAndForeign(t *testing.T) {
+	fresh(t)
+	load(t, foreign)
+	theirs := ruleset(t)
+	others := func() string {
+		all := ruleset(t)
+		start := strings.Index(all, "table inet "+host.NftTable+" {")
+		if start < 0 {
+			return all
+		}
+		end := start + strings.Index(all[start:], "\n}\n") + 3
+		return all[:start] + all[end:]
+	}
+	put(t, host.Firewall{})
+	if d := cmp.Diff(theirs, ruleset(t)); d != "" {
+		t.Errorf("removal of nothing: %s", d)
+	}
+	put(t, home())
+	first := ruleset(t)
+	reordered := home() // equal in meaning, and from another process
+	reordered.LANs = []string{"lan0", "lan0"}
+	reordered.Sites = append(reordered.Sites, reordered.Sites[0])
+	put(t, reordered)
+	put(t, home())
+	if d := cmp.Diff(first, ruleset(t)); d != "" {
+		t.Errorf("the second Set changed: %s", d)
+	}
+	if d := cmp.Diff(theirs, others()); d != "" {
+		t.Errorf("foreign tables: %s", d)
+	}
+	other := home()
+	other.Rules = other.Rules[:1]
+	put(t, other)
+	if ruleset(t) == first {
+		t.Error("a new policy changed nothing")
+	}
+	put(t, host.Firewall{})
+	if d := cmp.Diff(theirs, ruleset(t)); d != "" {
+		t.Errorf("traces: %s", d)
+	}
+}
+
+// What others break in our table, the next Set repairs.
+func TestRepair(t *testing.T) {
+	fresh(t)
+	put(t, home())
+	want := listing(t)
+	for _, breakage := range []string{
+		"nft flush ruleset", "nft delete table inet subnetd", "nft flush table inet subnetd",
+		"nft flush chain inet subnetd forward", "nft flush chain inet subnetd from_mesh", "nft add rule inet subnetd to_mesh accept",
+		"nft flush set inet subnetd own4", "nft delete element inet subnetd exposed4 {192.168.77.0/24}",
+		"nft add element inet subnetd lans {wan0}",
+	} {
+		run(t, breakage)
+		put(t, home())
+		if d := cmp.Diff(want, listing(t)); d != "" {
+			t.Errorf("after %s: %s", breakage, d)
+		}
+	}
+}
+
+// A policy beyond the bounds leaves the one in force.
+func TestTooBigKeepsOld(t *testing.T) {
+	fresh(t)
+	put(t, home())
+	before := ruleset(t)
+	big := home()
+	for i := range maxClasses + 1 {
+		a := netip.AddrFrom4([4]byte{100, 65, byte(i >> 8), byte(i)}).String()
+		big.Rules = append(big.Rules, allow(a, "192.168.77.1", uint16(i), uint16(i)))
+	}
+	if err := New(silent).Set(t.Context(), big); err == nil {
+		t.Error("no error")
+	}
+	if d := cmp.Diff(before, ruleset(t)); d != "" {
+		t.Error(d)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := New(silent).Set(ctx, host.Firewall{}); err == nil || ruleset(t) != before {
+		t.Errorf("a cancelled Set: %v", err)
+	}
+}
+
+// A thousand rules with as many sources are one transaction. The time is printed only.
+func TestThousandRules(t *testing.T) {
+	fresh(t)
+	cfg := home()
+	for i := range 1000 {
+		a := netip.AddrFrom4([4]byte{100, 70, byte(i >> 7), byte(i << 1)}).String()
+		cfg.Rules = append(cfg.Rules, allow(a, "192.168.77."+a[strings.LastIndexByte(a, '.')+1:], uint16(i), uint16(i)+9))
+	}
+	start := time.Now()
+	put(t, cfg)
+	t.Logf("1000 rules: %v", time.Since(start).Round(time.Millisecond))
+	start = time.Now()
+	put(t, cfg)
+	t.Logf("again: %v", time.Since(start).Round(time.Millisecond))
+	if n := strings.Count(listing(t), "chain acl4_"); n < 1000 {
+		t.Errorf("%d classes", n)
+	}
+}
+
+// A kernel without nftables or a caller without rights is one clear sentence.
+func TestRefusals(t *testing.T) {
+	for _, tc := range []struct {
+		errno unix.Errno
+		want  string
+	}{
+		{unix.EPERM, "root (CAP_NET_ADMIN) is needed"},
+		{unix.EINVAL, "this kernel has no nftables"},
+		{unix.EOPNOTSUPP, "this kernel has no nftables"},
+	} {
+		f := New(silent)
+		f.dial = func() (*nftables.Conn, error) {
+			return nftables.New(nftables.WithTestDial(func(req []netlink.Message) ([]netlink.Message, error) {
+				return nltest.Error(int(tc.errno), req)
+			}))
+		}
+		err := f.Set(t.Context(), home())
+		if err == nil || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%v: %v", tc.errno, err)
+		}
+	}
+}
+
+// Set says something when it changes something, and only then.
+func TestLogs(t *testing.T) {
+	fresh(t)
+	var log bytes.Buffer
+	f := New(slog.New(slog.NewTextHandler(&log, nil)))
+	for i, cfg := range []host.Firewall{{}, home(), home(), {}, {}} {
+		log.Reset()
+		if err := f.Set(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if changed := i == 1 || i == 3; changed != (log.Len() > 0) {
+			t.Errorf("step %d logged %q", i, log.String())
+		}
+	}
+}

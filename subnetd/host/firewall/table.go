@@ -1,0 +1,364 @@
+package firewall
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"subnetd/subnetd/host"
+	"subnetd/subnetd/mesh"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// markerChain holds one rule whose comment is the digest of the table. It goes
+// when anybody flushes the table, so it tells both what is applied and that it
+// still is.
+const markerChain = "config"
+
+// table is the contents of our nftables table, as values.
+type table struct {
+	sets   []set
+	chains []chain
+}
+
+type set struct {
+	name   string
+	key    nftables.SetDatatype
+	kind   setKind
+	values []nftables.SetElement
+}
+
+type setKind int
+
+// The kinds of set.
+const (
+	plain    setKind = iota // single keys
+	interval                // ranges of one key
+	concat                  // ranges of several keys at once
+	verdicts                // ranges of one key, each with a verdict
+)
+
+type chain struct {
+	name  string
+	hook  *hook // nil: reached by jumps only
+	rules []match
+}
+
+type hook struct {
+	kind     nftables.ChainType
+	num      nftables.ChainHook
+	priority nftables.ChainPriority
+}
+
+// compile turns a policy into a table. It is pure. Errors: names that are no
+// interface names, access rules beyond the bounds.
+//
+// The base chains accept what is none of our business. A drop here is final; an
+// accept is not: chains of others (fw4's) at later priorities may still drop.
+// The UDP port of the underlay is therefore not opened here: an accept in our
+// table would change nothing in anybody else's.
+func compile(cfg host.Firewall) (*table, error) {
+	for _, name := range append([]string{cfg.Interface}, cfg.LANs...) {
+		if name == "" || len(name) > 15 {
+			return nil, fmt.Errorf("firewall: %q is not an interface name", name)
+		}
+	}
+	t := &table{}
+	t.sets = append(t.sets, ifaceSet("lans", cfg.LANs))
+	var classes []chain
+	for _, f := range families() {
+		t.addressSets(f, cfg)
+		list, err := compileACL(cfg.Rules, f.v6)
+		if err != nil {
+			return nil, fmt.Errorf("firewall: IPv%s: %w", f.digit, err)
+		}
+		t.sets = append(t.sets, sourceMap(f, list.sources))
+		for i, boxes := range list.classes {
+			t.sets = append(t.sets, boxSet(f, i, boxes))
+			classes = append(classes, classChain(f, i))
+		}
+	}
+	t.chains = append(t.chains, classes...)
+	t.chains = append(t.chains, aclChain(), replyChain(), guardChain(), toMesh(cfg), fromMesh(cfg), inputMesh(),
+		forwardChain(cfg), inputChain(cfg), mssChain(cfg))
+	if cfg.SNAT || cfg.MasqueradeLAN {
+		t.chains = append(t.chains, natChain(cfg))
+	}
+	return t, nil
+}
+
+// addressSets adds the sets of addresses of one family.
+func (t *table) addressSets(f family, cfg host.Firewall) {
+	own := make([]netip.Prefix, 0, len(cfg.Own))
+	for _, a := range cfg.Own {
+		own = append(own, netip.PrefixFrom(a, a.BitLen()))
+	}
+	ours := append(slices.Clone(own), cfg.LocalLANs...)
+	t.sets = append(t.sets,
+		rangeSet(f, "own", rangesOf(own, f.v6)),
+		rangeSet(f, "ours", rangesOf(ours, f.v6)),
+		rangeSet(f, "mesh", rangesOf(cfg.Mesh, f.v6)),
+		rangeSet(f, "exposed", subtractRanges(rangesOf(cfg.Exposed, f.v6), unroutable(f.v6))))
+	if cfg.MasqueradeLAN {
+		t.sets = append(t.sets,
+			rangeSet(f, "local", rangesOf(cfg.LocalLANs, f.v6)),
+			rangeSet(f, "sites", rangesOf(cfg.Sites, f.v6)))
+	}
+}
+
+// unroutable is what is never reachable through us even if a default route is
+// exposed: link-local, multicast, loopback, broadcast.
+func unroutable(v6 bool) []mesh.Range {
+	return rangesOf([]netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8"),
+		netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("224.0.0.0/4"),
+		netip.MustParsePrefix("255.255.255.255/32"),
+		netip.MustParsePrefix("::/127"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
+	}, v6)
+}
+
+// forwardChain sorts out what passes between mesh and others. What begins
+// elsewhere with a mesh address as its source is a lie.
+func forwardChain(cfg host.Firewall) chain {
+	c := chain{"forward", filterHook(nftables.ChainHookForward), []match{
+		rule(iifname(cfg.Interface), goTo("from_mesh")),
+	}}
+	c.rules = append(c.rules, spoofed()...)
+	c.rules = append(c.rules, rule(oifname(cfg.Interface), goTo("to_mesh")))
+	return c
+}
+
+// spoofed drops the beginning of flows with a mesh address as source. It stands
+// behind the rule that takes away all that the mesh interface brought.
+func spoofed() []match {
+	var out []match
+	for _, f := range families() {
+		out = append(out, rule(state(expr.CtStateBitNEW), f.addrIn(f.src, "mesh"+f.digit), drop()))
+	}
+	return out
+}
+
+func filterHook(num *nftables.ChainHook) *hook {
+	return &hook{nftables.ChainTypeFilter, *num, -10}
+}
+
+// fromMesh: what a rule allows may go to what we expose; not back into the mesh.
+func fromMesh(cfg host.Firewall) chain {
+	c := chain{name: "from_mesh", rules: []match{rule(oifname(cfg.Interface), drop()), jump("guard")}}
+	for _, f := range families() {
+		c.rules = append(c.rules, rule(f.addrIn(f.dst, "exposed"+f.digit), goTo("acl")))
+	}
+	c.rules = append(c.rules, drop())
+	return c
+}
+
+// guardChain: neither spoofed nor invalid; replies to flows that we or our LANs
+// began may enter. Packets in the original direction of an old flow are not
+// accepted here but go through the access list again and again, so that a
+// withdrawn rule cuts its flows at once.
+func guardChain() chain {
+	c := chain{name: "guard"}
+	for _, f := range families() {
+		c.rules = append(c.rules, rule(f.addrIn(f.src, "ours"+f.digit), drop()))
+	}
+	c.rules = append(c.rules,
+		rule(state(expr.CtStateBitINVALID), drop()),
+		rule(state(expr.CtStateBitRELATED), accept()),
+		rule(state(expr.CtStateBitESTABLISHED), direction(reply), accept()))
+	return c
+}
+
+// toMesh: our LANs may begin flows; what others begin into the mesh is dropped.
+// Replies to the mesh need the access list as their flow does: else a stream
+// like a camera's would go on after its rule was withdrawn.
+func toMesh(host.Firewall) chain {
+	return chain{name: "to_mesh", rules: []match{
+		rule(state(expr.CtStateBitINVALID), drop()),
+		rule(state(expr.CtStateBitRELATED), accept()),
+		rule(state(expr.CtStateBitESTABLISHED), direction(reply), goTo("reply")),
+		rule(iifIn("lans"), accept()),
+		drop(),
+	}}
+}
+
+// inputChain: our mesh addresses answer to the mesh by the access list, to our
+// LANs and to ourselves; anybody else who sends to them is lying.
+func inputChain(cfg host.Firewall) chain {
+	c := chain{"input", filterHook(nftables.ChainHookInput), []match{
+		rule(iifname(cfg.Interface), goTo("input_mesh")),
+		rule(iifname("lo"), accept()),
+	}}
+	c.rules = append(c.rules, spoofed()...)
+	c.rules = append(c.rules, rule(iifIn("lans"), accept()))
+	for _, f := range families() {
+		c.rules = append(c.rules, rule(f.addrIn(f.dst, "own"+f.digit), drop()))
+	}
+	return c
+}
+
+// inputMesh: the router itself is reached by its mesh addresses and, where the
+// LAN is exposed, by its address there, both by the access list.
+func inputMesh() chain {
+	c := chain{name: "input_mesh", rules: []match{jump("guard")}}
+	for _, f := range families() {
+		for _, set := range [...]string{"own", "exposed"} {
+			c.rules = append(c.rules, rule(f.addrIn(f.dst, set+f.digit), goTo("acl")))
+		}
+	}
+	c.rules = append(c.rules, drop())
+	return c
+}
+
+// aclChain decides about packets in the original direction of their flow.
+func aclChain() chain {
+	c := chain{name: "acl"}
+	for _, f := range families() {
+		c.rules = append(c.rules, rule(f.notEcho(), drop()))
+	}
+	for _, f := range families() {
+		c.rules = append(c.rules, f.addrMap(f.src, "src"+f.digit))
+	}
+	c.rules = append(c.rules, drop())
+	return c
+}
+
+// replyChain decides about packets to the mesh in the reply direction. At the
+// forward hook both directions show the same addresses, whatever NAT does.
+func replyChain() chain {
+	c := chain{name: "reply"}
+	for _, f := range families() {
+		c.rules = append(c.rules, f.addrMap(f.dst, "src"+f.digit))
+	}
+	c.rules = append(c.rules, drop())
+	return c
+}
+
+func className(f family, i int) string { return "acl" + f.digit + "_" + strconv.Itoa(i) }
+
+// classChain is where the source map sends a source of class i.
+func classChain(f family, i int) chain {
+	const sport, dport = 0, 2
+	name := className(f, i)
+	return chain{name: name, rules: []match{
+		rule(direction(original), f.tripleIn(f.dst, dport, name), accept()),
+		rule(direction(reply), f.tripleIn(f.src, sport, name), accept()),
+		drop(),
+	}}
+}
+
+func mssChain(cfg host.Firewall) chain {
+	return chain{"mss", &hook{nftables.ChainTypeFilter, *nftables.ChainHookForward, *nftables.ChainPriorityMangle}, []match{
+		rule(iifname(cfg.Interface), clampMSS()),
+		rule(oifname(cfg.Interface), clampMSS()),
+	}}
+}
+
+// natChain. Towards other sites our LANs keep their addresses if the sites know
+// them; all else that our LANs begin in the mesh gets our mesh address.
+func natChain(cfg host.Firewall) chain {
+	c := chain{name: "postrouting",
+		hook: &hook{nftables.ChainTypeNAT, *nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource}}
+	if cfg.SNAT {
+		c.rules = append(c.rules, rule(iifname(cfg.Interface), notOifname(cfg.Interface), masquerade()))
+	}
+	if !cfg.MasqueradeLAN {
+		return c
+	}
+	for _, f := range families() {
+		c.rules = append(c.rules, rule(oifname(cfg.Interface),
+			f.addrIn(f.src, "local"+f.digit), f.addrIn(f.dst, "sites"+f.digit), accept()))
+	}
+	c.rules = append(c.rules, rule(iifIn("lans"), oifname(cfg.Interface), masquerade()))
+	return c
+}
+
+func ifaceSet(name string, ifaces []string) set {
+	s := set{name: name, key: nftables.TypeIFName, kind: plain}
+	ifaces = slices.Clone(ifaces)
+	slices.Sort(ifaces)
+	for _, i := range slices.Compact(ifaces) {
+		s.values = append(s.values, nftables.SetElement{Key: ifnameKey(i)})
+	}
+	return s
+}
+
+func rangeSet(f family, name string, ranges []mesh.Range) set {
+	s := set{name: name + f.digit, key: f.addrType, kind: interval}
+	for _, r := range ranges {
+		s.values = appendInterval(s.values, r, nil)
+	}
+	return s
+}
+
+// appendInterval adds the two elements of a range; the one that ends it is the
+// first address behind it, and is missing at the end of the address space.
+func appendInterval(out []nftables.SetElement, r mesh.Range, v *expr.Verdict) []nftables.SetElement {
+	out = append(out, nftables.SetElement{Key: r.From.AsSlice(), VerdictData: v})
+	if next := r.To.Next(); next.IsValid() {
+		out = append(out, nftables.SetElement{Key: next.AsSlice(), IntervalEnd: true})
+	}
+	return out
+}
+
+func sourceMap(f family, sources []source) set {
+	s := set{name: "src" + f.digit, key: f.addrType, kind: verdicts}
+	for _, x := range sources {
+		s.values = appendInterval(s.values, x.Range,
+			&expr.Verdict{Kind: expr.VerdictGoto, Chain: className(f, x.class)})
+	}
+	return s
+}
+
+func boxSet(f family, i int, boxes []box) set {
+	s := set{name: className(f, i), kind: concat,
+		key: nftables.MustConcatSetType(f.addrType, nftables.TypeInetProto, nftables.TypeInetService)}
+	for _, b := range boxes {
+		s.values = append(s.values, nftables.SetElement{
+			Key:    tripleKey(b.dst.From, b.proto, b.ports.First),
+			KeyEnd: tripleKey(b.dst.To, b.proto, b.ports.Last),
+		})
+	}
+	return s
+}
+
+// tripleKey is address . protocol . port, each padded to 32 bits.
+func tripleKey(a netip.Addr, proto uint8, port uint16) []byte {
+	return append(a.AsSlice(), proto, 0, 0, 0, byte(port>>8), byte(port), 0, 0)
+}
+
+// digest names the contents of the table: equal digests, equal tables.
+func (t *table) digest() (string, error) {
+	h := sha256.New()
+	for _, s := range t.sets {
+		fmt.Fprintf(h, "set %s %s %d\n", s.name, s.key.Name, s.kind)
+		for _, v := range s.values {
+			fmt.Fprintf(h, "%x-%x %v", v.Key, v.KeyEnd, v.IntervalEnd)
+			if v.VerdictData != nil {
+				fmt.Fprintf(h, " %d %s", v.VerdictData.Kind, v.VerdictData.Chain)
+			}
+			fmt.Fprintln(h)
+		}
+	}
+	for _, c := range t.chains {
+		fmt.Fprintf(h, "chain %s\n", c.name)
+		if c.hook != nil {
+			fmt.Fprintln(h, *c.hook)
+		}
+		for _, r := range c.rules {
+			for _, e := range r {
+				b, err := expr.Marshal(byte(nftables.TableFamilyINet), e)
+				if err != nil {
+					return "", fmt.Errorf("firewall: chain %s: %w", c.name, err)
+				}
+				fmt.Fprintf(h, "%x ", b)
+			}
+			fmt.Fprintln(h)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16]), nil
+}

@@ -1,0 +1,100 @@
+// Package host holds the nouns of the machine: Config is what this router
+// shall be, Facts is what it is. The packages below it are the hands: each has
+// a Set(ctx, part of Config) that is idempotent and corrects only differences.
+package host
+
+import (
+	"net/netip"
+
+	"subnetd/subnetd/mesh"
+
+	"tailscale.com/types/key"
+)
+
+// Names and numbers of everything we own on the machine. The mark, table and
+// rule priorities are disjoint from those of mwan3 (mark 0x3f00), pbr and
+// tailscaled (mark 0xff0000, table 52, priorities 5210-5270).
+const (
+	DefaultInterface = "mesh0"
+	NftTable         = "subnetd"
+	RouteTable       = 8410
+	Mark             = 0x05000000 // on packets of our own sockets
+	MarkMask         = 0x0f000000
+	RuleMark         = 5180 // priority: our own marked packets use the main table
+	RuleMesh         = 5181 // priority: everything else asks our table first
+	MTU              = 1280 // bytes; the mesh's MTU on every node
+)
+
+// Config is what the router shall be. The zero Config is a router without us.
+type Config struct {
+	Tunnel   Tunnel
+	Route    Route
+	Firewall Firewall
+}
+
+// Tunnel is the WireGuard interface.
+type Tunnel struct {
+	Name  string // interface; "" : none
+	Key   key.NodePrivate
+	Peers []Peer // sorted by key text
+}
+
+// Peer is one WireGuard peer.
+type Peer struct {
+	Key        key.NodePublic
+	AllowedIPs []netip.Prefix // sorted, masked
+	// Session changes when the peer restarted (its disco key changed): the
+	// tunnel drops the old session keys then, so that no packet is lost to them.
+	Session string
+}
+
+// Route is addresses and routes of the mesh interface.
+type Route struct {
+	Interface string
+	Addresses []netip.Prefix // /32 and /128
+	Routes    []netip.Prefix // through Interface, in RouteTable
+	Forward   bool           // IP forwarding, v4 and v6, shall be on
+}
+
+// Firewall is the packet policy at the edge between mesh and home. The zero
+// Firewall has Interface "" and means: no table of ours.
+type Firewall struct {
+	Interface string         // the mesh interface
+	Own       []netip.Addr   // our mesh addresses
+	Exposed   []netip.Prefix // what lies behind us and may be reached at all
+	Rules     []mesh.Rule    // which flows from the mesh may begin
+	SNAT      bool           // mesh -> LAN leaves with the router's address
+	LANs      []string       // LAN interfaces: they may begin flows into the mesh
+	// MasqueradeLAN: LAN -> mesh leaves with our mesh address, except towards
+	// the prefixes of Sites, whose routers know the way back.
+	MasqueradeLAN bool
+	Sites         []netip.Prefix // other homes' LANs
+	LocalLANs     []netip.Prefix // our LANs' prefixes that other sites accept as source
+	Mesh          []netip.Prefix // peers' addresses and Sites: as a source, only the mesh interface may bring them
+	// Port is our UDP port. nftables cannot open it from a table of ours (a drop
+	// elsewhere is final), so the firewall hand leaves it to the host's own rules.
+	Port uint16
+}
+
+// Facts is what the machine is, as far as we look.
+type Facts struct {
+	Hostname   string
+	Interfaces []Interface // sorted by index
+	Defaults   []Default   // default routes of the main table
+}
+
+// Interface is one network interface.
+type Interface struct {
+	Index  int
+	Name   string
+	Bridge bool
+	Up     bool
+	Addrs  []netip.Prefix // address with its prefix length, not masked
+}
+
+// Default is one default route.
+type Default struct {
+	Interface string
+	Gateway   netip.Addr // invalid: on link
+	V6        bool
+}

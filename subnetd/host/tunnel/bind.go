@@ -1,0 +1,160 @@
+package tunnel
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"subnetd/subnetd/host"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"tailscale.com/types/key"
+)
+
+// endpoint is a node: where it is, the transport knows.
+type endpoint struct {
+	key  key.NodePublic // zero: the sender of a packet is not known
+	text string         // the key in hex
+	raw  []byte
+	ip   netip.Addr // stands for the node in the device's rate limits
+	// missed is set when a handshake could not be sent.
+	missed atomic.Bool
+}
+
+func newEndpoint(k key.NodePublic) *endpoint {
+	raw := k.Raw32()
+	return &endpoint{key: k, text: hex.EncodeToString(raw[:]), raw: raw[:], ip: netip.AddrFrom16([16]byte(raw[:16]))}
+}
+
+func (e *endpoint) ClearSrc()           {}
+func (e *endpoint) SrcToString() string { return "" }
+func (e *endpoint) DstToString() string { return e.text }
+func (e *endpoint) DstToBytes() []byte  { return e.raw }
+func (e *endpoint) DstIP() netip.Addr   { return e.ip }
+func (e *endpoint) SrcIP() netip.Addr   { return netip.Addr{} }
+
+// roster is the peers of the device, never changed once published.
+type roster struct {
+	byKey  map[key.NodePublic]*endpoint
+	byText map[string]key.NodePublic
+}
+
+// bind makes the transport wireguard-go's Bind: its endpoints are node keys.
+type bind struct {
+	transport Transport
+	stranger  *endpoint
+
+	mu     sync.Mutex // orders writers of roster
+	roster atomic.Pointer[roster]
+}
+
+var _ conn.Bind = (*bind)(nil)
+
+func newBind(t Transport) *bind {
+	b := &bind{transport: t, stranger: newEndpoint(key.NodePublic{})}
+	b.roster.Store(&roster{})
+	return b
+}
+
+// setPeers publishes the peers' endpoints; those that stay are kept.
+func (b *bind) setPeers(peers []host.Peer) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old := b.roster.Load()
+	r := &roster{
+		byKey:  make(map[key.NodePublic]*endpoint, len(peers)),
+		byText: make(map[string]key.NodePublic, len(peers)),
+	}
+	for _, p := range peers {
+		e := old.byKey[p.Key]
+		if e == nil {
+			e = newEndpoint(p.Key)
+		}
+		r.byKey[p.Key], r.byText[e.text] = e, p.Key
+	}
+	b.roster.Store(r)
+}
+
+func (b *bind) keys() map[string]key.NodePublic { return b.roster.Load().byText }
+
+// takeMissed reports, once, whether a handshake with the peer could not be sent.
+func (b *bind) takeMissed(k key.NodePublic) bool {
+	e := b.roster.Load().byKey[k]
+	return e != nil && e.missed.Swap(false)
+}
+
+// Open gives the transport's receivers. The port is the transport's own.
+func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
+	receivers, port, err := b.transport.Open()
+	if err != nil {
+		return nil, 0, err
+	}
+	var all []conn.ReceiveFunc
+	for _, r := range receivers {
+		all = append(all, b.receiver(r))
+	}
+	return all, port, nil
+}
+
+func (b *bind) receiver(receive func([][]byte, []int, []key.NodePublic) (int, error)) conn.ReceiveFunc {
+	from := make([]key.NodePublic, b.BatchSize())
+	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		packets = packets[:min(len(packets), len(from))]
+		n, err := receive(packets, sizes, from)
+		if err != nil {
+			return 0, err
+		}
+		r := b.roster.Load()
+		last := b.stranger
+		for i := range n {
+			if from[i] != last.key {
+				if last = r.byKey[from[i]]; last == nil {
+					last = b.stranger
+				}
+			}
+			eps[i] = last
+		}
+		return n, nil
+	}
+}
+
+// Close ends the receivers.
+func (b *bind) Close() error { return b.transport.CloseReceivers() }
+
+// SetMark does nothing: the transport has marked its sockets.
+func (b *bind) SetMark(uint32) error { return nil }
+
+// messageInitiation is the first byte of a handshake initiation.
+const messageInitiation = 1
+
+// Send sends to a node. What is meant for a stranger (a cookie reply, under
+// load) is dropped: there is no telling where it was.
+func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
+	e, ok := ep.(*endpoint)
+	if !ok {
+		return conn.ErrWrongEndpointType
+	}
+	if e == b.stranger {
+		return nil
+	}
+	err := b.transport.Send(e.key, packets)
+	if err != nil && len(packets) > 0 && len(packets[0]) > 0 && packets[0][0] == messageInitiation {
+		e.missed.Store(true)
+	}
+	return err
+}
+
+// ParseEndpoint finds the peer with that key in hex.
+func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
+	r := b.roster.Load()
+	e := r.byKey[r.byText[s]]
+	if e == nil {
+		return nil, fmt.Errorf("no peer %q", s)
+	}
+	return e, nil
+}
+
+// BatchSize is the transport's.
+func (b *bind) BatchSize() int { return b.transport.BatchSize() }

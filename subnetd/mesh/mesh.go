@@ -1,0 +1,158 @@
+// Package mesh holds the nouns of a mesh network: who is in it, at which
+// addresses, and what may be sent to whom. They are values: once handed to
+// another goroutine they are never changed.
+package mesh
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"tailscale.com/types/key"
+)
+
+// NodeID is the coordinator's number of a node. It stays when keys change.
+type NodeID int64
+
+// Node is one member of the mesh, ourselves included.
+type Node struct {
+	ID         NodeID           `json:"id"`
+	Name       string           `json:"name"` // fully qualified, with a trailing dot
+	User       int64            `json:"user,omitempty"`
+	Key        key.NodePublic   `json:"key"`   // WireGuard public key
+	Disco      key.DiscoPublic  `json:"disco"` // zero if unknown
+	Addresses  []netip.Prefix   `json:"addresses"`
+	AllowedIPs []netip.Prefix   `json:"allowedIPs"` // addresses and approved routes
+	Endpoints  []netip.AddrPort `json:"endpoints,omitempty"`
+	HomeRelay  int              `json:"homeRelay,omitempty"` // region; 0: none
+	Online     *bool            `json:"online,omitempty"`    // nil: unknown
+	LastSeen   time.Time        `json:"lastSeen,omitzero"`
+	KeyExpiry  time.Time        `json:"keyExpiry,omitzero"` // zero: never
+	Expired    bool             `json:"expired,omitempty"`
+	Authorized bool             `json:"authorized,omitempty"`
+	Cap        int              `json:"cap,omitempty"` // capability version
+	Caps       []string         `json:"caps,omitempty"`
+	Jailed     bool             `json:"jailed,omitempty"` // may not open flows to us
+	OS         string           `json:"os,omitempty"`
+	Tags       []string         `json:"tags,omitempty"`
+	// Masquerade addresses: the addresses under which this peer knows us, if
+	// they are not our own (shared nodes); invalid otherwise.
+	MasqueradeV4 netip.Addr `json:"masqueradeV4,omitzero"`
+	MasqueradeV6 netip.Addr `json:"masqueradeV6,omitzero"`
+}
+
+// ExpiredAt reports whether the node's key is no longer valid at now.
+func (n *Node) ExpiredAt(now time.Time) bool {
+	return n.Expired || (!n.KeyExpiry.IsZero() && !now.Before(n.KeyExpiry))
+}
+
+// HasAddr reports whether a is one of the node's own mesh addresses.
+func (n *Node) HasAddr(a netip.Addr) bool {
+	return slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// RelayNode is one server of a relay region.
+type RelayNode struct {
+	Name     string `json:"name"`
+	Host     string `json:"host"`
+	IPv4     string `json:"ipv4,omitempty"` // literal; "none": off; empty: by DNS
+	IPv6     string `json:"ipv6,omitempty"`
+	Port     int    `json:"port,omitempty"`     // 0: 443
+	STUNPort int    `json:"stunPort,omitempty"` // 0: 3478, -1: off
+	STUNOnly bool   `json:"stunOnly,omitempty"`
+	CertName string `json:"certName,omitempty"` // TLS name, or "sha256-raw:<hex>" pin
+	Insecure bool   `json:"insecure,omitempty"` // set by tests of coordinators only
+}
+
+// RelayRegion is a set of relays that forward to each other.
+type RelayRegion struct {
+	ID        int         `json:"id"`
+	Code      string      `json:"code"`
+	Name      string      `json:"name"`
+	NoMeasure bool        `json:"noMeasure,omitempty"` // never choose as home
+	Nodes     []RelayNode `json:"nodes"`
+}
+
+// Range is an inclusive range of addresses of one family.
+type Range struct {
+	From netip.Addr `json:"from"`
+	To   netip.Addr `json:"to"`
+}
+
+// PortRange is an inclusive range of ports; 0-65535 is every port.
+type PortRange struct {
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+}
+
+// Dest is where a rule lets packets go.
+type Dest struct {
+	Range Range     `json:"range"`
+	Ports PortRange `json:"ports"`
+}
+
+// Rule lets packets from any of Srcs to any of Dsts pass. Rules only allow; what
+// no rule allows is refused. An empty Protos means TCP, UDP and ICMP (both).
+type Rule struct {
+	Srcs   []Range `json:"srcs"`
+	Dsts   []Dest  `json:"dsts"`
+	Protos []uint8 `json:"protos,omitempty"` // IANA protocol numbers
+}
+
+// Names is what the coordinator says about DNS.
+type Names struct {
+	MagicDNS bool                `json:"magicDNS,omitempty"`
+	Search   []string            `json:"search,omitempty"`
+	Records  []Record            `json:"records,omitempty"`
+	Routes   map[string][]string `json:"routes,omitempty"` // suffix -> resolvers; empty list: answered here
+	Upstream []string            `json:"upstream,omitempty"`
+}
+
+// Record is one extra DNS record.
+type Record struct {
+	Name string     `json:"name"`
+	Addr netip.Addr `json:"addr"`
+}
+
+// Netmap is everything a coordinator has told this node, deltas applied.
+type Netmap struct {
+	Self      Node             `json:"self"`
+	Peers     []Node           `json:"peers"` // sorted by ID
+	Relays    []RelayRegion    `json:"relays"`
+	Names     Names            `json:"names"`
+	Filter    []Rule           `json:"filter"` // nil or empty: nothing may enter
+	Users     map[int64]string `json:"users,omitempty"`
+	Domain    string           `json:"domain,omitempty"`
+	Health    []string         `json:"health,omitempty"`
+	ClockSkew time.Duration    `json:"clockSkew,omitempty"` // coordinator's clock minus ours
+	Locked    bool             `json:"locked,omitempty"`    // tailnet lock is on: unsupported
+}
+
+// Peer returns the peer with that ID, or nil.
+func (m *Netmap) Peer(id NodeID) *Node {
+	i, ok := slices.BinarySearchFunc(m.Peers, id, func(n Node, id NodeID) int { return int(n.ID - id) })
+	if !ok {
+		return nil
+	}
+	return &m.Peers[i]
+}
+
+// PathKind says how packets reach a peer.
+type PathKind string
+
+// The kinds of path.
+const (
+	PathNone   PathKind = "none"
+	PathRelay  PathKind = "relay"
+	PathDirect PathKind = "direct"
+)
+
+// Path is the way packets to a peer take now, and why.
+type Path struct {
+	Kind   PathKind       `json:"kind"`
+	Addr   netip.AddrPort `json:"addr,omitzero"`    // direct: the peer's endpoint
+	Relay  int            `json:"relay,omitempty"`  // relay: region
+	RTT    time.Duration  `json:"rtt,omitempty"`    // last measured, 0: unknown
+	Reason string         `json:"reason,omitempty"` // why not direct, in plain words
+	Since  time.Time      `json:"since,omitzero"`
+}

@@ -1,0 +1,186 @@
+// Package plan decides what this router shall be: Compile turns the owner's
+// wishes, the netmap and what the machine is into one host.Config. It is pure.
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"subnetd/subnetd/config"
+	"subnetd/subnetd/host"
+	"subnetd/subnetd/mesh"
+	"subnetd/subnetd/status"
+
+	"tailscale.com/types/key"
+)
+
+// Inputs is all that a plan depends on.
+type Inputs struct {
+	Config config.Config
+	Netmap *mesh.Netmap // nil: not joined
+	Key    key.NodePrivate
+	Facts  host.Facts
+	Now    time.Time
+	Port   uint16
+}
+
+// Plan is what follows from Inputs.
+type Plan struct {
+	Host     host.Config
+	LANs     []string       // interfaces that are the home
+	Offer    []netip.Prefix // what we ask the coordinator to route to us
+	Approved []netip.Prefix // the part of Offer that it accepted
+	Problems []status.Problem
+	Recheck  time.Time // when the passing of time alone changes the plan; zero: never
+}
+
+// Compile is the whole decision. Without a netmap the router is left as it
+// would be without us, but Offer and LANs are still found.
+func Compile(in Inputs) Plan {
+	var p Plan
+	lans := lanInterfaces(in.Config.LAN, in.Facts, &p)
+	local := prefixesOf(lans)
+	p.Offer = offer(in.Config.LAN, local, &p)
+	for _, l := range lans {
+		p.LANs = append(p.LANs, l.Name)
+	}
+	if in.Netmap == nil || in.Key.IsZero() {
+		return p
+	}
+	self := &in.Netmap.Self
+	now := in.Now.Add(in.Netmap.ClockSkew)
+	if in.Netmap.Locked {
+		p.problem("locked", "The mesh uses tailnet lock, which subnetd cannot verify.", "Turn tailnet lock off for this mesh.")
+		return p
+	}
+	if self.ExpiredAt(now) || len(self.Addresses) == 0 {
+		return p
+	}
+	p.Recheck = self.KeyExpiry
+	p.Approved = intersect(p.Offer, self.AllowedIPs)
+	p.warnUnapproved()
+	peers, routes, sites := p.peers(in.Netmap, blocked(in.Facts), now)
+	own := addrs(self.Addresses)
+	p.Host.Tunnel = host.Tunnel{Name: host.DefaultInterface, Key: in.Key, Peers: peers}
+	p.Host.Route = host.Route{
+		Interface: host.DefaultInterface,
+		Addresses: sortPrefixes(slices.Clone(self.Addresses)),
+		Routes:    routes,
+		Forward:   len(p.LANs) > 0,
+	}
+	p.Host.Firewall = host.Firewall{
+		Interface:     host.DefaultInterface,
+		Own:           own,
+		Exposed:       p.Approved,
+		Rules:         withoutJailed(in.Netmap.Filter, in.Netmap.Peers),
+		SNAT:          in.Config.LAN.SNAT,
+		LANs:          p.LANs,
+		MasqueradeLAN: len(p.LANs) > 0,
+		Sites:         sites,
+		LocalLANs:     lanSources(p.Approved),
+		Port:          in.Port,
+	}
+	return p
+}
+
+func (p *Plan) problem(code, text, fix string) {
+	p.Problems = append(p.Problems, status.Problem{Code: code, Text: text, Fix: fix})
+}
+
+// warnUnapproved tells the owner that a coordinator's admin has yet to act.
+func (p *Plan) warnUnapproved() {
+	var missing []string
+	for _, o := range p.Offer {
+		if !slices.Contains(p.Approved, o) {
+			missing = append(missing, o.String())
+		}
+	}
+	if len(missing) > 0 {
+		p.problem("routes-unapproved",
+			fmt.Sprintf("The coordinator has not approved %s: nobody in the mesh can reach it.", strings.Join(missing, ", ")),
+			"Approve the routes of this node on the coordinator.")
+	}
+}
+
+// peers turns the netmap's peers into WireGuard peers and routes. What overlaps
+// a subnet of our own is refused: the home always wins over the mesh.
+func (p *Plan) peers(nm *mesh.Netmap, local []netip.Prefix, now time.Time) (out []host.Peer, routes, sites []netip.Prefix) {
+	claimed := map[netip.Prefix]bool{}
+	for i := range nm.Peers {
+		n := &nm.Peers[i]
+		if n.ExpiredAt(now) || n.Key.IsZero() {
+			continue
+		}
+		if !n.KeyExpiry.IsZero() && (p.Recheck.IsZero() || n.KeyExpiry.Before(p.Recheck)) {
+			p.Recheck = n.KeyExpiry
+		}
+		peer := host.Peer{Key: n.Key}
+		if !n.Disco.IsZero() {
+			peer.Session = n.Disco.String()
+		}
+		for _, a := range n.AllowedIPs {
+			a = a.Masked()
+			if a.Bits() == 0 || claimed[a] {
+				continue // exits are chosen, not taken
+			}
+			single := a.IsSingleIP()
+			if i := slices.IndexFunc(local, a.Overlaps); i >= 0 && !(single && n.HasAddr(a.Addr())) {
+				p.problem("route-overlap", fmt.Sprintf("%s offers %s, which overlaps %s of this router: not used.", strings.TrimSuffix(n.Name, "."), a, local[i]),
+					"Use another subnet in one of the two homes.")
+				continue
+			}
+			claimed[a] = true
+			peer.AllowedIPs = append(peer.AllowedIPs, a)
+			routes = append(routes, a)
+			if !n.HasAddr(a.Addr()) {
+				sites = append(sites, a)
+			}
+		}
+		sortPrefixes(peer.AllowedIPs)
+		out = append(out, peer)
+	}
+	slices.SortFunc(out, func(a, b host.Peer) int { return a.Key.Compare(b.Key) })
+	return out, sortPrefixes(routes), sortPrefixes(sites)
+}
+
+// lanSources is what hosts behind us may send from: only whole LANs count, a
+// single chosen device among them is reached through the router's address.
+func lanSources(approved []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(approved), netip.Prefix.IsSingleIP)
+}
+
+func addrs(ps []netip.Prefix) []netip.Addr {
+	out := make([]netip.Addr, 0, len(ps))
+	for _, p := range ps {
+		out = append(out, p.Addr())
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+func sortPrefixes(ps []netip.Prefix) []netip.Prefix {
+	slices.SortFunc(ps, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	return ps
+}
+
+func intersect(offer, allowed []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, o := range offer {
+		if slices.Contains(allowed, o) {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// Redacted is the plan without secrets, for people.
+func (p Plan) Redacted() Plan {
+	p.Host.Tunnel.Key = key.NodePrivate{}
+	return p
+}

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Builds the daemon for every target, static and stripped, and prints its size raw, as xz and in a squashfs.
+# Fails over budget: 12,000,000 bytes raw on any target, 3,000,000 bytes xz on mipsle.
+# usage: cross.sh OUTPUT_FOLDER [GO_LDFLAGS]
+set -euo pipefail
+
+raw_budget=12000000
+xz_budget_mipsle=3000000
+out=$1
+ldflags=${2:--s -w}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+mkdir -p "$out"
+
+# name GOARCH and what goes with it
+targets=("mipsle GOARCH=mipsle GOMIPS=softfloat" "mips GOARCH=mips GOMIPS=softfloat"
+	"armv5 GOARCH=arm GOARM=5" "armv6 GOARCH=arm GOARM=6" "armv7 GOARCH=arm GOARM=7"
+	"arm64 GOARCH=arm64" "amd64 GOARCH=amd64" "riscv64 GOARCH=riscv64")
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+over=0
+printf '%-8s %12s %12s %12s\n' target raw xz squashfs-xz
+for target in "${targets[@]}"; do
+	read -r name settings <<<"$target"
+	read -ra settings <<<"$settings"
+	bin="$out/subnetd-$name"
+	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath -ldflags "$ldflags" -o "$bin" ./subnetd
+	raw=$(stat -c %s "$bin")
+	xz=$(xz -9e -k -c "$bin" | wc -c)
+	mksquashfs "$bin" "$tmp/$name.sqfs" -comp xz -b 256K -noappend -quiet -no-progress >/dev/null
+	printf '%-8s %12d %12d %12d\n' "$name" "$raw" "$xz" "$(stat -c %s "$tmp/$name.sqfs")"
+	if [ "$raw" -gt "$raw_budget" ]; then
+		echo "$name: $raw bytes raw is over the budget of $raw_budget" >&2
+		over=1
+	fi
+	if [ "$name" = mipsle ] && [ "$xz" -gt "$xz_budget_mipsle" ]; then
+		echo "$name: $xz bytes xz is over the budget of $xz_budget_mipsle" >&2
+		over=1
+	fi
+done
+exit "$over"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Formatting, go vet, staticcheck and shellcheck of the whole checkout.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+staticcheck=honnef.co/go/tools/cmd/staticcheck@${STATICCHECK_VERSION:-2026.1}
+
+unformatted=$(find . -name '*.go' -not -path './.git/*' -exec gofmt -l {} +)
+if [ -n "$unformatted" ]; then
+	printf 'not formatted (gofmt -w):\n%s\n' "$unformatted" >&2
+	exit 1
+fi
+go vet ./...
+go run "$staticcheck" ./...
+find . \( -name '*.sh' -o -path './.ci/run' \) -not -path './.git/*' -exec shellcheck {} +

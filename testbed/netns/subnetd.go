@@ -1,0 +1,128 @@
+package netns
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Subnetd is the daemon under test on one host.
+type Subnetd struct {
+	t    testing.TB
+	Host *Host
+	bin  string
+	proc *Process
+
+	Config string // path of the configuration file
+	State  string // folder
+	Socket string
+}
+
+// Subnetd starts SUBNETD_BIN (default: bin/subnetd of the checkout) on a host with the given configuration (TOML).
+func (l *Lab) Subnetd(h *Host, toml string) *Subnetd {
+	l.t.Helper()
+	dir := l.mkdir("sd-" + h.Name)
+	s := &Subnetd{t: l.t, Host: h, bin: subnetdBin(l.t), State: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "s"),
+		Config: l.write("sd-"+h.Name+"/subnetd.toml", toml)}
+	s.Start()
+	return s
+}
+
+func subnetdBin(t testing.TB) string {
+	t.Helper()
+	bin := os.Getenv("SUBNETD_BIN")
+	if bin == "" {
+		bin = filepath.Join(repoRoot(t), "bin", "subnetd")
+	}
+	if _, err := os.Stat(bin); err != nil {
+		t.Fatalf("the daemon is missing (%v): run make, or set SUBNETD_BIN", err)
+	}
+	return bin
+}
+
+// Start starts the daemon, again after Stop or Kill9, and waits until it answers.
+func (s *Subnetd) Start() {
+	s.t.Helper()
+	s.proc = s.Host.Start(s.bin, "run", "--config", s.Config, "--state", s.State, "--socket", s.Socket)
+	Eventually(s.t, 15*time.Second, "subnetd answers on "+s.Host.Name, func() error {
+		select {
+		case <-s.proc.Done():
+			s.t.Fatalf("subnetd ended: %v\n%s", s.proc.err, s.proc.Tail(30))
+		default:
+		}
+		_, err := s.StatusJSON()
+		return err
+	})
+}
+
+// Kill9 ends the daemon at once; its kernel state stays.
+func (s *Subnetd) Kill9() { s.proc.Kill() }
+
+// Stop asks the daemon to end and gives the error of its exit.
+func (s *Subnetd) Stop() error { return s.proc.Stop(15 * time.Second) }
+
+// Pid is the daemon's process id.
+func (s *Subnetd) Pid() int { return s.proc.Pid() }
+
+// CLI runs `subnetd <args> --socket S` on the host, for at most 30 seconds, and gives what it printed on both outputs.
+func (s *Subnetd) CLI(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	return s.CLIContext(ctx, args...)
+}
+
+// CLIContext is CLI for as long as ctx lives.
+func (s *Subnetd) CLIContext(ctx context.Context, args ...string) (string, error) {
+	return s.Host.Run(ctx, s.bin, s.withSocket(args)...)
+}
+
+// Cmd is the command `subnetd <args> --socket S` on the host, not yet started.
+func (s *Subnetd) Cmd(ctx context.Context, args ...string) *exec.Cmd {
+	return s.Host.Cmd(ctx, s.bin, s.withSocket(args)...)
+}
+
+// withSocket puts the socket after the command's name, where its flags are.
+func (s *Subnetd) withSocket(args []string) []string {
+	all := append([]string{args[0], "--socket", s.Socket}, args[1:]...)
+	return all
+}
+
+// StatusJSON is what `subnetd status --json` prints, decoded without knowing its fields.
+func (s *Subnetd) StatusJSON() (map[string]any, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	cmd := s.Cmd(ctx, "status", "--json")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if len(out) == 0 && err != nil {
+		return nil, fmt.Errorf("subnetd status on %s: %w: %s", s.Host.Name, err, strings.TrimSpace(stderr.String()))
+	}
+	m := map[string]any{}
+	if err := json.Unmarshal(out, &m); err != nil {
+		return nil, fmt.Errorf("subnetd status on %s: %w: %s", s.Host.Name, err, out)
+	}
+	return m, nil
+}
+
+// UpKey joins by key and waits until the coordinator says the node is online.
+func (s *Subnetd) UpKey(hs *Headscale, key, hostname string) {
+	s.t.Helper()
+	if out, err := s.CLI("up", "--control", hs.URL, "--auth-key", key, "--hostname", hostname); err != nil {
+		s.t.Fatalf("subnetd up: %v\n%s", err, out)
+	}
+	Eventually(s.t, 20*time.Second, hostname+" is online at the coordinator", func() error {
+		n, err := hs.Node(hostname)
+		if err == nil && !n.Online {
+			err = fmt.Errorf("it is offline")
+		}
+		return err
+	})
+}

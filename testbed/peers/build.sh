@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Builds the strangers the testbed meets: stock tailscale, tailscaled and Headscale.
+# Each is built once into ${SUBNETD_CACHE:-~/.cache/subnetd}/peers/<name>-<version>/ and found there afterwards.
+set -euo pipefail
+
+tailscale_version=v1.102.5
+headscale_version=v0.29.0
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${SUBNETD_CACHE:-$HOME/.cache/subnetd}/peers
+mkdir -p "$cache"
+
+# One builder at a time: two test runs on one machine share the cache.
+exec 9>"$cache/.lock"
+flock 9
+
+tmp=$(mktemp -d "$cache/.build.XXXXXX")
+trap 'rm -rf "$tmp"' EXIT
+
+build_tailscale() {
+	env -u GOOS -u GOARCH GOBIN="$1" CGO_ENABLED=0 go install -trimpath \
+		"tailscale.com/cmd/tailscale@$tailscale_version" "tailscale.com/cmd/tailscaled@$tailscale_version"
+}
+
+# Headscale has replace directives of its own, so it is built from a module that requires it.
+build_headscale() {
+	(cd "$here/headscale" && [ "$(go list -m -f '{{.Version}}' github.com/juanfont/headscale)" = "$headscale_version" ] &&
+		env -u GOOS -u GOARCH CGO_ENABLED=0 go build -trimpath -o "$1/headscale" github.com/juanfont/headscale/cmd/headscale)
+}
+
+# peer NAME VERSION: builds into a temporary folder and renames it, so that what exists is whole.
+peer() {
+	local name=$1 version=$2 want="$cache/$1-$2"
+	if [ ! -d "$want" ]; then
+		echo "building stock $name $version into $want" >&2
+		mkdir -p "$tmp/$name"
+		"build_$name" "$tmp/$name"
+		mv "$tmp/$name" "$want"
+	fi
+	echo "$want"
+}
+
+peer tailscale "$tailscale_version"
+peer headscale "$headscale_version"
