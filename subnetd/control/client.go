@@ -92,6 +92,7 @@ type Client struct {
 	state      State
 	last       *mesh.Netmap // last handed to OnNetmap
 	lastKey    key.NodePrivate
+	refresh    refresh
 	pings      pingLog
 }
 
@@ -100,6 +101,7 @@ var (
 	errSilence = errors.New("nothing came from the coordinator for two minutes")
 	errLocked  = errors.New("tailnet lock is on")
 	errKicked  = errors.New("a command waits")
+	errStale   = errors.New("the map is asked for anew")
 	errRekey   = errors.New("the node key is expired")
 )
 
@@ -271,7 +273,12 @@ func (c *Client) connected(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.stream(ctx, l)
+	for {
+		if err := c.stream(ctx, l); !errors.Is(err, errStale) {
+			return err
+		}
+		c.refresh.begin(c.cfg.Now())
+	}
 }
 
 // connect compares the coordinator's key once per process, and again after a

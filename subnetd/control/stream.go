@@ -39,6 +39,9 @@ func (c *Client) stream(ctx context.Context, l *link) error {
 	defer cancel(nil)
 	dog := time.AfterFunc(silence, func() { cancel(errSilence) })
 	defer dog.Stop()
+	stale := time.AfterFunc(refreshMost, func() { cancel(errStale) })
+	defer stale.Stop()
+	stale.Stop()
 
 	// A change from here on is newer than what the request carries.
 	drain(c.host)
@@ -63,7 +66,7 @@ func (c *Client) stream(ctx context.Context, l *link) error {
 		return err
 	}
 	defer frames.close()
-	return causeOr(ctx, c.readFrames(ctx, l, frames, dog))
+	return causeOr(ctx, c.readFrames(ctx, l, frames, dog, stale))
 }
 
 func causeOr(ctx context.Context, err error) error {
@@ -98,8 +101,10 @@ func (c *Client) postMap(ctx context.Context, l *link, req *tailcfg.MapRequest) 
 	return nil, statusErrorOf("the map request", res, c.cfg.Now())
 }
 
-func (c *Client) readFrames(ctx context.Context, l *link, frames *frameReader, dog *time.Timer) error {
-	s := newSession(c.cfg.Now, c.last)
+// readFrames feeds dog with each frame, and sets stale when the map must be
+// asked for anew.
+func (c *Client) readFrames(ctx context.Context, l *link, frames *frameReader, dog, stale *time.Timer) error {
+	s, before := newSession(c.cfg.Now, c.last), c.last
 	for {
 		m, err := frames.next()
 		if err != nil {
@@ -112,6 +117,10 @@ func (c *Client) readFrames(ctx context.Context, l *link, frames *frameReader, d
 		nm, err := s.apply(m)
 		if err != nil {
 			return err
+		}
+		c.refresh.answered(before, nm)
+		if hint(m, len(c.wanted().Routes) > 0) {
+			stale.Reset(c.refresh.wait(c.cfg.Now()))
 		}
 		if nm != nil {
 			if err := c.publish(nm, s.warning); err != nil {

@@ -82,6 +82,7 @@ func Compile(in Inputs) Plan {
 		MasqueradeLAN: len(p.LANs) > 0,
 		Sites:         sites,
 		LocalLANs:     lanSources(p.Approved),
+		Mesh:          routes,
 		Port:          in.Port,
 	}
 	return p
