@@ -9,10 +9,17 @@ import (
 
 	"subnetd/subnetd/mesh"
 	"subnetd/subnetd/state"
+
+	"golang.org/x/time/rate"
 )
 
-// saveEvery bounds how often the netmap is written: flash wears out.
-const saveEvery = time.Minute
+const (
+	saveAfter = 200 * time.Millisecond // news come in bursts; a crash loses no more than that
+
+	// flash wears out: after saveBurst writes one each saveEvery
+	saveEvery = time.Minute
+	saveBurst = 10
+)
 
 // savedNetmap is the netmap on disk, with the coordinator it came from.
 type savedNetmap struct {
@@ -63,46 +70,67 @@ func (c *netmapCache) put(control string, nm *mesh.Netmap) {
 	}
 }
 
-// Run writes what put left, at most once a minute, and once more at the end.
+// Run writes soon what put left, but spares the flash, and once more at the end.
 func (c *netmapCache) Run(ctx context.Context) error {
+	budget := rate.NewLimiter(rate.Every(saveEvery), saveBurst)
+	var retry <-chan time.Time
 	var written savedNetmap
-	timer := time.NewTimer(0)
-	<-timer.C
-	waiting := false
 	for {
 		select {
 		case <-ctx.Done():
-			c.write(&written)
+			_ = c.write(&written)
 			return nil
 		case <-c.wake:
-			if waiting {
-				continue
-			}
-		case <-timer.C:
-			waiting = false
+		case <-retry:
 		}
-		if c.write(&written) {
-			waiting = true
-			timer.Reset(saveEvery)
+		retry = nil
+		if pause(ctx, saveAfter) && pause(ctx, c.due(&written, budget)) && !c.write(&written) {
+			retry = time.After(saveEvery)
 		}
 	}
 }
 
-func (c *netmapCache) write(last *savedNetmap) bool {
+// due is how long the flash shall still be spared.
+func (c *netmapCache) due(last *savedNetmap, budget *rate.Limiter) time.Duration {
+	if reflect.DeepEqual(*last, c.pending()) {
+		return 0
+	}
+	return budget.Reserve().Delay()
+}
+
+func (c *netmapCache) pending() savedNetmap {
 	c.mu.Lock()
-	next := c.next
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	return c.next
+}
+
+// write reports whether the disk holds what it shall.
+func (c *netmapCache) write(last *savedNetmap) bool {
+	next := c.pending()
 	if next.Control == "" || reflect.DeepEqual(*last, next) {
-		return false
+		return true
 	}
 	if err := c.dir.Save("netmap", next); err != nil {
 		c.log.Warn("the netmap was not kept", "err", err)
 		c.trouble("The netmap cannot be kept on disk: " + err.Error())
-		return true
+		return false
 	}
 	c.trouble("")
 	*last = next
 	return true
+}
+
+// pause reports whether so much time passed before ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 // lasting is the netmap without what passes.

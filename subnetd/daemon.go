@@ -67,7 +67,7 @@ func run(opts cli.RunOptions) error {
 		task.Signals(d.log),
 		d.engine,
 		task.Func("underlay", d.under.Run),
-		task.Func("watch", watch.New(d.logger("watch"), d.setFacts).Run),
+		task.Func("watch", watch.New(d.logger("watch"), d.setFacts, d.engine.Repair).Run),
 		d.member,
 		d.cache,
 		api.NewServer(opts.Socket, d.funcs(), d.logger("api")),

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-staticcheck=honnef.co/go/tools/cmd/staticcheck@${STATICCHECK_VERSION:-2026.1}
+staticcheck=honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 unformatted=$(find . -name '*.go' -not -path './.git/*' -exec gofmt -l {} +)
 if [ -n "$unformatted" ]; then

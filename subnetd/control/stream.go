@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -222,17 +221,4 @@ func (c *Client) sendLite(ctx context.Context, l *link, h Host, node key.NodePub
 	defer res.Body.Close()
 	_, err = io.Copy(io.Discard, io.LimitReader(res.Body, maxAnswer))
 	return err
-}
-
-// forgotten reports whether the coordinator has no node of our key any more.
-func forgotten(err error) bool {
-	var e *statusError
-	if !errors.As(err, &e) {
-		return false
-	}
-	switch e.code {
-	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusNotFound:
-		return true
-	}
-	return false
 }

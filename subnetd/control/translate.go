@@ -14,11 +14,13 @@ import (
 
 // nodeOf brings a coordinator's node into our form. It takes over its slices.
 func nodeOf(n *tailcfg.Node) mesh.Node {
+	//lint:ignore SA1019 older coordinators send Capabilities only
+	caps := capsOf(n.Capabilities, n.CapMap)
 	out := mesh.Node{
 		ID: mesh.NodeID(n.ID), Name: n.Name, User: int64(n.User), Key: n.Key, Disco: n.DiscoKey,
 		Addresses: valid(n.Addresses), AllowedIPs: allowedIPs(n), Endpoints: validEndpoints(n.Endpoints),
 		HomeRelay: homeRelay(n), Online: n.Online, KeyExpiry: n.KeyExpiry, Expired: n.Expired,
-		Authorized: n.MachineAuthorized, Cap: int(n.Cap), Caps: capsOf(n.Capabilities, n.CapMap),
+		Authorized: n.MachineAuthorized, Cap: int(n.Cap), Caps: caps,
 		Jailed: n.IsJailed, Tags: n.Tags,
 	}
 	if n.LastSeen != nil {
@@ -70,6 +72,7 @@ func homeRelay(n *tailcfg.Node) int {
 	if n.HomeDERP != 0 {
 		return n.HomeDERP
 	}
+	//lint:ignore SA1019 coordinators of today still send it
 	if s, ok := strings.CutPrefix(n.LegacyDERPString, tailcfg.DerpMagicIP+":"); ok {
 		if region, err := strconv.ParseUint(s, 10, 16); err == nil {
 			return int(region)
@@ -100,6 +103,7 @@ func relaysOf(m map[int]*tailcfg.DERPRegion) []mesh.RelayRegion {
 		if r == nil {
 			continue
 		}
+		//lint:ignore SA1019 older coordinators say it this way
 		region := mesh.RelayRegion{ID: id, Code: r.RegionCode, Name: r.RegionName, NoMeasure: r.NoMeasureNoHome || r.Avoid}
 		for _, n := range r.Nodes {
 			if n != nil {

@@ -63,6 +63,7 @@ type Engine struct {
 	seen     uint64 // of news, what plan and applyErr are about
 	plan     plan.Plan
 	applyErr error
+	touched  bool          // somebody was at the machine since the last look
 	changed  chan struct{} // closed and replaced at each publication
 }
 
@@ -79,6 +80,14 @@ func (e *Engine) Kick() {
 	case e.wake <- struct{}{}:
 	default:
 	}
+}
+
+// Repair asks for a look at the machine itself: somebody was at it.
+func (e *Engine) Repair() {
+	e.mu.Lock()
+	e.touched = true
+	e.mu.Unlock()
+	e.Kick()
 }
 
 // Refresh tells everybody who watches that what Live adds has changed.
@@ -158,7 +167,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			e.cfg.Planned(p)
 		}
 		var err error
-		if !done || !reflect.DeepEqual(applied, p.Host) {
+		if !done || e.wasTouched() || !reflect.DeepEqual(applied, p.Host) {
 			err = e.cfg.Apply(ctx, p.Host)
 			applied, done = p.Host, err == nil
 		}
@@ -172,6 +181,14 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.publish()
 		e.mu.Unlock()
 	}
+}
+
+func (e *Engine) wasTouched() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	was := e.touched
+	e.touched = false
+	return was
 }
 
 func (e *Engine) compile() (p plan.Plan, news uint64) {

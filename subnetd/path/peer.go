@@ -59,11 +59,10 @@ type peer struct {
 	wantCall   bool      // CallMeMaybe waits for fresh endpoints, until callBy
 	callBy     time.Time
 
-	out     []TxID // outstanding pings, oldest first
-	probes  []probe
-	said    bool // Use was said
-	path    mesh.Path
-	region0 int // the region of the last Use
+	out    []TxID // outstanding pings, oldest first
+	probes []probe
+	said   bool // Use was said
+	path   mesh.Path
 
 	wake  time.Time // meaningful when index >= 0
 	index int       // in the queue; -1: not in it

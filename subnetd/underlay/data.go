@@ -146,6 +146,7 @@ func (u *Underlay) stopReceivers() {
 		_ = r.sock.conn.SetReadDeadline(time.Unix(1, 0))
 	}
 	g.busy.Lock() // all have left
+	//lint:ignore SA2001 nothing is to be done while it is held
 	g.busy.Unlock()
 	if u.receivers.pump != nil {
 		u.receivers.pump.Wait()

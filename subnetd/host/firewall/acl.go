@@ -171,9 +171,10 @@ func grantsOf(rules []mesh.Rule, v6 bool) []grant {
 }
 
 // boxesOf gives what one destination of a rule allows: TCP, UDP and SCTP by
-// port; other protocols only if the rule names them with every port; echo
-// requests to every destination that has any port open (tailscale's filter
-// does the same, whatever the rule's protocols are).
+// port; other protocols only if the rule names them with every port. Echo
+// requests need no port, but a rule that names protocols without ICMP does not
+// allow them: tailscale's filter lets them pass wherever any port is open,
+// which is more than the rule says.
 func boxesOf(d mesh.Dest, protos []uint8, v6 bool) []box {
 	if !inFamily(d.Range, v6) || d.Ports.First > d.Ports.Last {
 		return nil
@@ -183,14 +184,16 @@ func boxesOf(d mesh.Dest, protos []uint8, v6 bool) []box {
 	if v6 {
 		icmp = protoICMPv6
 	}
-	boxes := []box{{d.Range, icmp, all}}
+	var boxes []box
 	if len(protos) == 0 {
-		protos = []uint8{protoTCP, protoUDP}
+		protos = []uint8{protoTCP, protoUDP, icmp}
 	}
 	for _, p := range protos {
 		switch p {
 		case protoTCP, protoUDP, protoSCTP:
 			boxes = append(boxes, box{d.Range, p, d.Ports})
+		case icmp:
+			boxes = append(boxes, box{d.Range, p, all})
 		case protoICMP, protoICMPv6, protoTSMP:
 		default:
 			if d.Ports == all {

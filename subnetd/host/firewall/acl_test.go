@@ -71,7 +71,7 @@ func allowed(rules []mesh.Rule, src, dst netip.Addr, proto uint8, port uint16) b
 			named := slices.Contains(r.Protos, proto)
 			switch proto {
 			case protoICMP, protoICMPv6:
-				if (proto == protoICMPv6) == dst.Is6() {
+				if (named || len(r.Protos) == 0) && (proto == protoICMPv6) == dst.Is6() {
 					return true
 				}
 			case protoTCP, protoUDP:

@@ -62,7 +62,11 @@ func (f *Firewall) Set(ctx context.Context, cfg host.Firewall) error {
 		return err
 	}
 	if have == want {
-		return nil
+		whole, err := t.intact(conn)
+		if err != nil || whole {
+			return err
+		}
+		f.log.Warn("somebody changed the firewall table of subnetd, it is loaded again")
 	}
 	if err := t.enqueue(conn, want); err != nil {
 		return err
@@ -72,17 +76,6 @@ func (f *Firewall) Set(ctx context.Context, cfg host.Firewall) error {
 	}
 	f.log.Info("firewall policy applied", "rules", len(cfg.Rules), "sets", len(t.sets), "was", have, "is", want)
 	return nil
-}
-
-// Present reports whether a complete table of ours is in the kernel. It is false
-// after somebody flushed the ruleset or our table; Set then loads it again.
-func (f *Firewall) Present() (bool, error) {
-	conn, err := f.dial()
-	if err != nil {
-		return false, err
-	}
-	have, err := marker(conn)
-	return have != "", err
 }
 
 func dial() (*nftables.Conn, error) {
@@ -135,6 +128,31 @@ func marker(conn *nftables.Conn) (string, error) {
 	}
 	digest, _ := userdata.GetString(rules[0].UserData, userdata.TypeComment)
 	return digest, nil
+}
+
+// intact reports whether the kernel's table has as many rules and set elements
+// as t in each place. It finds what others flushed, added or deleted, not an
+// exchange of one for another.
+func (t *table) intact(conn *nftables.Conn) (bool, error) {
+	for _, c := range t.chains {
+		rules, err := conn.GetRules(ours(), &nftables.Chain{Name: c.name})
+		if errors.Is(err, unix.ENOENT) || err == nil && len(rules) != len(c.rules) {
+			return false, nil
+		}
+		if err != nil {
+			return false, explain("read rules", err)
+		}
+	}
+	for _, s := range t.sets {
+		elements, err := conn.GetSetElements(s.nft(ours()))
+		if errors.Is(err, unix.ENOENT) || err == nil && len(elements) != len(s.values) {
+			return false, nil
+		}
+		if err != nil {
+			return false, explain("read sets", err)
+		}
+	}
+	return true, nil
 }
 
 func tableExists(conn *nftables.Conn) (bool, error) {
@@ -199,7 +217,7 @@ func (c chain) nft(tab *nftables.Table) *nftables.Chain {
 	return out
 }
 
-func (s set) enqueue(conn *nftables.Conn, tab *nftables.Table) error {
+func (s set) nft(tab *nftables.Table) *nftables.Set {
 	out := &nftables.Set{Table: tab, Name: s.name, KeyType: s.key,
 		Interval: s.kind != plain, Concatenation: s.kind == concat, IsMap: s.kind == verdicts}
 	if s.kind == verdicts {
@@ -208,6 +226,11 @@ func (s set) enqueue(conn *nftables.Conn, tab *nftables.Table) error {
 	if s.kind == plain {
 		out.KeyByteOrder = binaryutil.NativeEndian
 	}
+	return out
+}
+
+func (s set) enqueue(conn *nftables.Conn, tab *nftables.Table) error {
+	out := s.nft(tab)
 	if err := conn.AddSet(out, nil); err != nil {
 		return err
 	}

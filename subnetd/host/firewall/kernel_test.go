@@ -3,7 +3,9 @@ package firewall
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -18,8 +20,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
-	"github.com/mdlayher/netlink"
-	"github.com/mdlayher/netlink/nltest"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,6 +58,22 @@ func fresh(t *testing.T) {
 	kernel(t)
 	run(t, "nft flush ruleset")
 	t.Cleanup(func() { run(t, "nft flush ruleset") })
+}
+
+// whole fails the test if what was just put does not look untouched.
+func whole(t *testing.T, cfg host.Firewall) {
+	t.Helper()
+	table, err := compile(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := table.intact(conn); err != nil || !ok {
+		t.Errorf("the table just loaded looks broken: %v", err)
+	}
 }
 
 func prefixes(s ...string) []netip.Prefix {
@@ -126,6 +142,7 @@ func TestGolden(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			put(t, cfg)
+			whole(t, cfg)
 			// The marker's digest is of expressions, some in the machine's byte order.
 			got := regexp.MustCompile(`return comment "[0-9a-f]{32}"`).ReplaceAllString(listing(t), `return comment "DIGEST"`)
 			path := "testdata/" + name + ".nft"
@@ -153,8 +170,17 @@ table inet fw4 {
 		iifname "wan" counter drop comment "theirs"
 	}
 }
-table ip subnetd { chain c { counter } }
-table ip6 nat { chain postrouting { type nat hook postrouting priority srcnat; masquerade } }
+table ip subnetd {
+	chain c {
+		counter
+	}
+}
+table ip6 nat {
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+		masquerade
+	}
+}
 `
 
 func load(t *testing.T, rules string) {
@@ -281,16 +307,15 @@ func TestRefusals(t *testing.T) {
 		{unix.EINVAL, "this kernel has no nftables"},
 		{unix.EOPNOTSUPP, "this kernel has no nftables"},
 	} {
-		f := New(silent)
-		f.dial = func() (*nftables.Conn, error) {
-			return nftables.New(nftables.WithTestDial(func(req []netlink.Message) ([]netlink.Message, error) {
-				return nltest.Error(int(tc.errno), req)
-			}))
-		}
-		err := f.Set(t.Context(), home())
-		if err == nil || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
+		err := explain("list tables", fmt.Errorf("netlink receive: %w", tc.errno))
+		if !errors.Is(err, tc.errno) || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%v: %v", tc.errno, err)
 		}
+	}
+	f := New(silent)
+	f.dial = func() (*nftables.Conn, error) { return nil, explain("open netlink", unix.EPERM) }
+	if err := f.Set(t.Context(), home()); !errors.Is(err, unix.EPERM) {
+		t.Errorf("without rights: %v", err)
 	}
 }
 

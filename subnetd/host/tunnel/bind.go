@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -24,8 +23,8 @@ type endpoint struct {
 }
 
 func newEndpoint(k key.NodePublic) *endpoint {
-	raw := k.Raw32()
-	return &endpoint{key: k, text: hex.EncodeToString(raw[:]), raw: raw[:], ip: netip.AddrFrom16([16]byte(raw[:16]))}
+	raw := k.AppendTo(nil)
+	return &endpoint{key: k, text: hexKey(k), raw: raw, ip: netip.AddrFrom16([16]byte(raw[:16]))}
 }
 
 func (e *endpoint) ClearSrc()           {}

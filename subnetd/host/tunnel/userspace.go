@@ -150,7 +150,7 @@ func (u *Userspace) forgetSessions(want []host.Peer) {
 	}
 	for _, p := range want {
 		if old, ok := was[p.Key]; ok && old != "" && old != p.Session {
-			if peer := u.dev.LookupPeer(p.Key.Raw32()); peer != nil {
+			if peer := u.dev.LookupPeer(device.NoisePublicKey(p.Key.AppendTo(nil))); peer != nil {
 				peer.ExpireCurrentKeypairs()
 			}
 		}
@@ -165,7 +165,7 @@ func (u *Userspace) Kick(k key.NodePublic) {
 	if u.dev == nil || !u.bind.takeMissed(k) {
 		return
 	}
-	if peer := u.dev.LookupPeer(k.Raw32()); peer != nil {
+	if peer := u.dev.LookupPeer(device.NoisePublicKey(k.AppendTo(nil))); peer != nil {
 		peer.ExpireCurrentKeypairs()
 		if err := peer.SendHandshakeInitiation(false); err != nil {
 			u.log.Debug("handshake", "peer", k.ShortString(), "err", err)
@@ -229,6 +229,5 @@ func parseStats(text string, keys map[string]key.NodePublic) map[key.NodePublic]
 }
 
 func hexKey(k key.NodePublic) string {
-	raw := k.Raw32()
-	return hex.EncodeToString(raw[:])
+	return hex.EncodeToString(k.AppendTo(nil))
 }

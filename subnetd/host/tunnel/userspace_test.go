@@ -222,13 +222,13 @@ func TestChange(t *testing.T) {
 		text      string
 	}{
 		{"nothing", one, one, ""},
-		{"first", host.Tunnel{}, one, "private_key=" + k.UntypedHexString() + "\npublic_key=" + p1.UntypedHexString() + "\nendpoint=" + p1.UntypedHexString() +
+		{"first", host.Tunnel{}, one, "private_key=" + k.UntypedHexString() + "\npublic_key=" + hexKey(p1) + "\nendpoint=" + hexKey(p1) +
 			"\nreplace_allowed_ips=true\nallowed_ip=100.64.0.1/32\nallowed_ip=fd7a::1/128\n"},
 		{"another peer", one, host.Tunnel{Key: k, Peers: []host.Peer{{Key: p2, AllowedIPs: ips("100.64.0.1/32")}}},
-			"public_key=" + p1.UntypedHexString() + "\nremove=true\npublic_key=" + p2.UntypedHexString() + "\nendpoint=" + p2.UntypedHexString() +
+			"public_key=" + hexKey(p1) + "\nremove=true\npublic_key=" + hexKey(p2) + "\nendpoint=" + hexKey(p2) +
 				"\nreplace_allowed_ips=true\nallowed_ip=100.64.0.1/32\n"},
 		{"its routes", one, host.Tunnel{Key: k, Peers: []host.Peer{{Key: p1, AllowedIPs: ips("100.64.0.1/32")}}},
-			"public_key=" + p1.UntypedHexString() + "\nreplace_allowed_ips=true\nallowed_ip=100.64.0.1/32\n"},
+			"public_key=" + hexKey(p1) + "\nreplace_allowed_ips=true\nallowed_ip=100.64.0.1/32\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if d := cmp.Diff(tt.text, change(tt.now, tt.want)); d != "" {

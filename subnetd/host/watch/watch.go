@@ -20,41 +20,66 @@ const (
 	latest = time.Second            // but a look is not put off for longer
 	pause  = 5 * time.Second        // before another look, after one that failed
 
-	groups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
-		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE
+	// between two reports that something was touched: whoever hears them looks
+	// at the whole machine, and some machines change all the time
+	touchPause = 5 * time.Second
+
+	routeGroups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
+		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE | unix.RTMGRP_IPV4_RULE | 1<<(unix.RTNLGRP_IPV6_RULE-1)
+	firewallGroups = 1 << (unix.NFNLGRP_NFTABLES - 1)
 )
 
-// Watcher reports when the Facts change.
+// Watcher reports when the Facts change, and when anybody, we ourselves too,
+// touched addresses, routes, rules or the packet filter.
 type Watcher struct {
 	log      *slog.Logger
 	onChange func(host.Facts)
+	onTouch  func()
 	look     func() (host.Facts, error)
 }
 
 // New returns a Watcher. onChange is called by Run's goroutine: first with the
 // Facts as they are, then each time they differ from those last reported.
-func New(log *slog.Logger, onChange func(host.Facts)) *Watcher {
-	return &Watcher{log: log, onChange: onChange, look: Facts}
+// onTouch is called by it soon after something was touched, every few seconds
+// at most; what was touched is for the hands to find out.
+func New(log *slog.Logger, onChange func(host.Facts), onTouch func()) *Watcher {
+	return &Watcher{log: log, onChange: onChange, onTouch: onTouch, look: Facts}
 }
 
 // Run watches until ctx is done; then it returns nil. It never trusts an event
 // to say what changed: every burst of them leads to one look at everything, so
 // lost events (ENOBUFS) cost nothing.
 func (w *Watcher) Run(ctx context.Context) error {
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: groups})
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: routeGroups})
 	if err != nil {
 		return fmt.Errorf("netlink: %w", err)
+	}
+	conns := []*netlink.Conn{c}
+	if c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: firewallGroups}); err == nil {
+		conns = append(conns, c)
+	} else {
+		w.log.Debug("changes of the packet filter are not seen", "err", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	events := make(chan struct{}, 1)
 	events <- struct{}{} // the first look; we are subscribed already
-	ended := make(chan error, 1)
-	go func() { ended <- listen(ctx, c, events); cancel() }()
+	ended := make(chan error, len(conns))
+	for _, c := range conns {
+		go func() { ended <- follow(ctx, c, events); cancel() }()
+	}
+	w.loop(ctx, events)
+	for range conns {
+		err = errors.Join(err, <-ended)
+	}
+	return err
+}
+
+// follow listens on c until ctx is done, and closes it.
+func follow(ctx context.Context, c *netlink.Conn, events chan<- struct{}) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	w.loop(ctx, events)
-	return errors.Join(<-ended, c.Close())
+	return errors.Join(listen(ctx, c, events), c.Close())
 }
 
 // listen turns netlink messages into events until ctx is done.
@@ -78,10 +103,19 @@ func listen(ctx context.Context, c *netlink.Conn, events chan<- struct{}) error 
 func (w *Watcher) loop(ctx context.Context, events <-chan struct{}) {
 	var last host.Facts
 	first := true
+	var rest <-chan time.Time // no touch is reported before; nil: one may be
+	touched := false
 	for {
+		if touched && rest == nil {
+			w.onTouch()
+			touched, rest = false, time.After(touchPause)
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-rest:
+			rest = nil
+			continue
 		case <-events:
 		}
 		if !first && !settle(ctx, events) {
@@ -91,6 +125,7 @@ func (w *Watcher) loop(ctx context.Context, events <-chan struct{}) {
 		if !ok {
 			return
 		}
+		touched = !first
 		if first || !Equal(last, now) {
 			first, last = false, now
 			w.onChange(now)

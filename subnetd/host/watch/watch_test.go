@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os/exec"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -91,7 +93,9 @@ func TestRun(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	seen := make(chan host.Facts, 16)
 	ended := make(chan error, 1)
-	go func() { ended <- New(slog.New(slog.DiscardHandler), func(f host.Facts) { seen <- f }).Run(ctx) }()
+	go func() {
+		ended <- New(slog.New(slog.DiscardHandler), func(f host.Facts) { seen <- f }, func() {}).Run(ctx)
+	}()
 	<-seen
 	until := func(what string, ok func(host.Facts) bool) {
 		t.Helper()
@@ -139,19 +143,37 @@ func TestLoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
+		var mu sync.Mutex // guards what follows: time alone orders nothing
 		looks, reports := 0, []string(nil)
 		now := host.Facts{Hostname: "a"}
 		var fail error
 		w := &Watcher{
-			log:      slog.New(slog.DiscardHandler),
-			onChange: func(f host.Facts) { reports = append(reports, f.Hostname) },
-			look:     func() (host.Facts, error) { looks++; return now, fail },
+			log: slog.New(slog.DiscardHandler),
+			onChange: func(f host.Facts) {
+				mu.Lock()
+				defer mu.Unlock()
+				reports = append(reports, f.Hostname)
+			},
+			onTouch: func() {},
+			look: func() (host.Facts, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				looks++
+				return now, fail
+			},
+		}
+		machine := func(name string, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			now.Hostname, fail = name, err
 		}
 		events := make(chan struct{}, 1)
 		go w.loop(ctx, events)
 		check := func(wantLooks int, want ...string) {
 			t.Helper()
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if d := cmp.Diff(want, reports); looks != wantLooks || d != "" {
 				t.Errorf("%d looks, want %d; %s", looks, wantLooks, d)
 			}
@@ -164,21 +186,83 @@ func TestLoop(t *testing.T) {
 		}
 		time.Sleep(quiet)
 		check(2, "a")
-		now.Hostname = "b"
+		machine("b", nil)
 		for range 40 { // an endless burst does not put the look off for ever
 			events <- struct{}{}
 			time.Sleep(quiet / 2)
 		}
 		time.Sleep(quiet)
 		check(4, "a", "b")
-		now.Hostname, fail = "c", errors.New("busy")
+		machine("c", errors.New("busy"))
 		events <- struct{}{}
 		time.Sleep(quiet + 1)
 		check(5, "a", "b")
-		fail = nil
+		machine("c", nil)
 		time.Sleep(pause)
 		check(6, "a", "b", "c")
 		cancel()
 		synctest.Wait()
 	})
+}
+
+// What was touched is reported soon, without a change of the Facts too, but not more often than every few seconds.
+func TestTouch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var touches atomic.Int32
+		w := &Watcher{
+			log:      slog.New(slog.DiscardHandler),
+			onChange: func(host.Facts) {},
+			onTouch:  func() { touches.Add(1) },
+			look:     func() (host.Facts, error) { return host.Facts{Hostname: "a"}, nil },
+		}
+		events := make(chan struct{}, 1)
+		go w.loop(ctx, events)
+		check := func(want int32) {
+			t.Helper()
+			synctest.Wait()
+			if got := touches.Load(); got != want {
+				t.Errorf("%d touches reported, want %d", got, want)
+			}
+		}
+		events <- struct{}{}
+		check(0) // the first look is no touch
+		events <- struct{}{}
+		time.Sleep(quiet)
+		check(1)
+		events <- struct{}{}
+		time.Sleep(2 * quiet)
+		check(1) // too soon
+		time.Sleep(touchPause)
+		check(2) // but not forgotten
+		time.Sleep(10 * touchPause)
+		check(2)
+		cancel()
+		synctest.Wait()
+	})
+}
+
+// Foreign hands in the packet filter and the rules are seen.
+func TestRunTouch(t *testing.T) {
+	build(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	first, touched := make(chan struct{}, 16), make(chan struct{}, 16)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- New(slog.New(slog.DiscardHandler), func(host.Facts) { first <- struct{}{} }, func() { touched <- struct{}{} }).Run(ctx)
+	}()
+	<-first
+	t.Cleanup(func() {
+		_ = exec.Command("nft", "delete", "table", "inet", "stranger").Run()
+		_ = exec.Command("ip", "rule", "del", "from", "192.0.2.1", "table", "77").Run()
+	})
+	run(t, "nft add table inet stranger")
+	<-touched
+	run(t, "ip rule add from 192.0.2.1 table 77")
+	<-touched
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
