@@ -40,6 +40,9 @@ func buildTime() time.Time {
 	return fi.ModTime()
 }
 
+// runsBehind reports whether the machine's clock is known to be wrong.
+func (c clock) runsBehind() bool { return time.Now().Before(c.floor) }
+
 func (c clock) now() time.Time {
 	if now := time.Now(); now.After(c.floor) {
 		return now

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -26,6 +28,7 @@ import (
 	"subnetd/subnetd/task"
 	"subnetd/subnetd/underlay"
 
+	"go4.org/mem"
 	"tailscale.com/types/key"
 )
 
@@ -93,7 +96,7 @@ func build(opts cli.RunOptions) (*daemon, error) {
 		return nil, err
 	}
 	d.under, err = underlay.New(underlay.Config{
-		Port: id.Port, Mark: host.Mark, Now: d.clock.now, Log: d.logger("underlay"),
+		Port: id.Port, Disco: discoKey(id.Machine, d.clock), Mark: host.Mark, Now: d.clock.now, Log: d.logger("underlay"),
 		OnState: d.setUnderlay, OnPath: d.pathChanged,
 	})
 	if err != nil {
@@ -137,6 +140,21 @@ func (d *daemon) identity() (state.Identity, error) {
 		return id, fmt.Errorf("keeping this node's keys: %w", err)
 	}
 	return id, nil
+}
+
+// discoKey is the same at every start: peers that cannot ask the coordinator
+// find us again. While the clock runs behind it is another each time, by which
+// peers notice the restart: they would take our handshakes for old ones.
+func discoKey(machine key.MachinePrivate, c clock) key.DiscoPrivate {
+	secret, err := machine.MarshalText()
+	if err != nil || c.runsBehind() {
+		return key.NewDisco()
+	}
+	seed, err := hkdf.Key(sha256.New, secret, nil, "subnetd disco key", 32)
+	if err != nil {
+		return key.NewDisco()
+	}
+	return key.DiscoPrivateFromRaw32(mem.B(seed))
 }
 
 // restore puts the netmap of the last session to work until the coordinator

@@ -29,8 +29,9 @@ import (
 
 // Config is what an Underlay is made of.
 type Config struct {
-	Port    uint16 // UDP port of both families; 0: any free one
-	Mark    int    // SO_MARK on every socket; 0: none
+	Port    uint16           // UDP port of both families; 0: any free one
+	Disco   key.DiscoPrivate // zero: a new one
+	Mark    int              // SO_MARK on every socket; 0: none
 	Now     func() time.Time
 	Log     *slog.Logger
 	OnState func(State) // called with the newest State when it changed, from one goroutine
@@ -123,7 +124,7 @@ type Underlay struct {
 	pathSignal  chan struct{}
 }
 
-// New opens the sockets and makes the disco key. An error means that not even
+// New opens the sockets. An error means that not even
 // one family could be opened on the port.
 func New(cfg Config) (*Underlay, error) {
 	if cfg.Now == nil {
@@ -132,12 +133,15 @@ func New(cfg Config) (*Underlay, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Disco.IsZero() {
+		cfg.Disco = key.NewDisco()
+	}
 	v4, v6, port, err := listenPair(cfg.Port, cfg.Mark, cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("open UDP port %d: %w", cfg.Port, err)
 	}
 	u := &Underlay{
-		cfg: cfg, start: cfg.Now(), disco: key.NewDisco(), port: port, v4: v4, v6: v6,
+		cfg: cfg, start: cfg.Now(), disco: cfg.Disco, port: port, v4: v4, v6: v6,
 		machine:     newMachine(),
 		wake:        make(chan struct{}, 1),
 		probes:      make(chan probe),
@@ -189,7 +193,7 @@ func (u *Underlay) sockets() []*socket {
 	return all
 }
 
-// Disco is our disco key. It is new at every start and never stored.
+// Disco is our disco key.
 func (u *Underlay) Disco() key.DiscoPublic { return u.disco.Public() }
 
 // SetNetmap gives peers and relays, and our node key, by which relays know us.

@@ -20,6 +20,8 @@ type endpoint struct {
 	ip   netip.Addr // stands for the node in the device's rate limits
 	// missed is set when a handshake could not be sent.
 	missed atomic.Bool
+	// met is set once the node and we have shaken hands, or are about to.
+	met atomic.Bool
 }
 
 func newEndpoint(k key.NodePublic) *endpoint {
@@ -44,6 +46,8 @@ type roster struct {
 type bind struct {
 	transport Transport
 	stranger  *endpoint
+	// orphan is told of a node that sends under session keys we never had.
+	orphan func(key.NodePublic)
 
 	mu     sync.Mutex // orders writers of roster
 	roster atomic.Pointer[roster]
@@ -51,8 +55,8 @@ type bind struct {
 
 var _ conn.Bind = (*bind)(nil)
 
-func newBind(t Transport) *bind {
-	b := &bind{transport: t, stranger: newEndpoint(key.NodePublic{})}
+func newBind(t Transport, orphan func(key.NodePublic)) *bind {
+	b := &bind{transport: t, stranger: newEndpoint(key.NodePublic{}), orphan: orphan}
 	b.roster.Store(&roster{})
 	return b
 }
@@ -114,8 +118,20 @@ func (b *bind) receiver(receive func([][]byte, []int, []key.NodePublic) (int, er
 				}
 			}
 			eps[i] = last
+			b.meet(last, packets[i][:sizes[i]])
 		}
 		return n, nil
+	}
+}
+
+// meet watches for nodes that do not know of our restart: until they do, what
+// they send is lost, for fifteen seconds by WireGuard's own timers.
+func (b *bind) meet(e *endpoint, packet []byte) {
+	if e.met.Load() || e == b.stranger || len(packet) == 0 || e.met.Swap(true) {
+		return
+	}
+	if packet[0] == messageTransport {
+		b.orphan(e.key)
 	}
 }
 
@@ -125,8 +141,11 @@ func (b *bind) Close() error { return b.transport.CloseReceivers() }
 // SetMark does nothing: the transport has marked its sockets.
 func (b *bind) SetMark(uint32) error { return nil }
 
-// messageInitiation is the first byte of a handshake initiation.
-const messageInitiation = 1
+// The first byte of a message tells its type.
+const (
+	messageInitiation = 1
+	messageTransport  = 4
+)
 
 // Send sends to a node. What is meant for a stranger (a cookie reply, under
 // load) is dropped: there is no telling where it was.

@@ -56,7 +56,9 @@ type Userspace struct {
 
 // NewUserspace makes an engine with no interface yet.
 func NewUserspace(log *slog.Logger, transport Transport) *Userspace {
-	return &Userspace{log: log, open: openTUN, bind: newBind(transport)}
+	u := &Userspace{log: log, open: openTUN}
+	u.bind = newBind(transport, u.greet)
+	return u
 }
 
 // openTUN makes the interface. It ends with this process.
@@ -138,6 +140,7 @@ func (u *Userspace) start(name string) error {
 
 func (u *Userspace) close() {
 	u.dev.Close()
+	u.bind.setPeers(nil) // a new device has met nobody
 	u.dev, u.now = nil, host.Tunnel{}
 }
 
@@ -162,9 +165,25 @@ func (u *Userspace) forgetSessions(want []host.Peer) {
 func (u *Userspace) Kick(k key.NodePublic) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.dev == nil || !u.bind.takeMissed(k) {
-		return
+	if u.dev != nil && u.bind.takeMissed(k) {
+		u.handshake(k)
 	}
+}
+
+// greet starts a handshake with a node that sends under keys of an earlier
+// life. It is called by the device's receivers, which u.close waits for.
+func (u *Userspace) greet(k key.NodePublic) {
+	go func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.dev != nil {
+			u.handshake(k)
+		}
+	}()
+}
+
+// handshake starts a handshake with the peer; u.mu is held.
+func (u *Userspace) handshake(k key.NodePublic) {
 	if peer := u.dev.LookupPeer(device.NoisePublicKey(k.AppendTo(nil))); peer != nil {
 		peer.ExpireCurrentKeypairs()
 		if err := peer.SendHandshakeInitiation(false); err != nil {

@@ -156,6 +156,37 @@ func TestSessionForgotten(t *testing.T) {
 	}
 }
 
+// A peer that does not know of our restart sends under keys we never had: it
+// learns of us at its first packet, not by WireGuard's timers.
+func TestRestartIsTold(t *testing.T) {
+	a, b, _ := pair(t)
+	a.tun.Outbound <- tuntest.Ping(addrB, addrA)
+	<-b.tun.Inbound
+	if err := b.Set(t.Context(), host.Tunnel{}); err != nil {
+		t.Fatal(err)
+	}
+	b.tun = tuntest.NewChannelTUN()
+	if err := b.Set(t.Context(), b.want); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.After(4 * time.Second)
+	for every := time.NewTicker(50 * time.Millisecond); ; {
+		select {
+		case a.tun.Outbound <- tuntest.Ping(addrB, addrA):
+		case <-deadline:
+			t.Fatal("the peer goes on sending under keys that nobody has")
+		}
+		select {
+		case <-b.tun.Inbound:
+			every.Stop()
+			return
+		case <-every.C:
+		case <-deadline:
+			t.Fatal("the peer goes on sending under keys that nobody has")
+		}
+	}
+}
+
 // TestKick: a handshake that had no way is tried again as soon as there is one,
 // not when WireGuard's timer says so.
 func TestKick(t *testing.T) {
