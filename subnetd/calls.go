@@ -5,15 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 
 	"subnetd/subnetd/api"
-	"subnetd/subnetd/config"
-	"subnetd/subnetd/control"
 	"subnetd/subnetd/host"
 	"subnetd/subnetd/mesh"
-	"subnetd/subnetd/state"
 	"subnetd/subnetd/underlay"
 )
 
@@ -37,51 +33,6 @@ func (d *daemon) control() string {
 	return d.cfg.Mesh.Control
 }
 
-// up writes the owner's wish into the config file, then acts on it.
-func (d *daemon) up(ctx context.Context, r api.UpRequest) error {
-	d.mu.Lock()
-	next := d.cfg
-	d.mu.Unlock()
-	edits := map[string]string{}
-	if r.Control != "" && r.Control != next.Mesh.Control {
-		next.Mesh.Control, edits["control"] = r.Control, r.Control
-	}
-	if r.Hostname != "" && r.Hostname != next.Mesh.Hostname {
-		next.Mesh.Hostname, edits["hostname"] = r.Hostname, r.Hostname
-	}
-	if err := d.editConfig(edits); err != nil {
-		return err
-	}
-	d.mu.Lock()
-	d.cfg = next
-	d.mu.Unlock()
-	d.engine.SetConfig(next)
-	if r.Hostname != "" {
-		d.member.change(func(h *control.Host) { h.Hostname = r.Hostname })
-	}
-	return d.member.up(ctx, r.AuthKey)
-}
-
-// editConfig sets keys of [mesh] in the owner's file, comments kept.
-func (d *daemon) editConfig(edits map[string]string) error {
-	if len(edits) == 0 {
-		return nil
-	}
-	src, err := os.ReadFile(d.opts.Config)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("reading the configuration: %w", err)
-	}
-	for k, v := range edits {
-		if src, err = config.Edit(src, "mesh", k, v); err != nil {
-			return err
-		}
-	}
-	if _, err := config.Parse(strings.NewReader(string(src)), d.opts.Config); err != nil {
-		return err
-	}
-	return state.WriteFile(d.opts.Config, src)
-}
-
 // ping asks the path machine for the way to a node, by name or address.
 func (d *daemon) ping(ctx context.Context, target string) (api.PingResult, error) {
 	nm := d.engine.Netmap()
@@ -95,6 +46,9 @@ func (d *daemon) ping(ctx context.Context, target string) (api.PingResult, error
 	p, err := d.under.Ping(ctx, n.Key)
 	if err != nil {
 		return api.PingResult{}, fmt.Errorf("pinging %s: %w", strings.TrimSuffix(n.Name, "."), err)
+	}
+	if p.Kind == mesh.PathNone {
+		return api.PingResult{}, fmt.Errorf("%s did not answer: %s", strings.TrimSuffix(n.Name, "."), p.Reason)
 	}
 	r := api.PingResult{Name: strings.TrimSuffix(n.Name, "."), Path: p, Relay: regionCode(nm.Relays, p.Relay)}
 	if len(n.Addresses) > 0 {

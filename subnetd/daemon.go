@@ -49,13 +49,15 @@ type daemon struct {
 	// started is a trouble found before there was anybody to tell.
 	started string
 
+	wishes sync.Mutex // one change of the owner's wishes at a time
+
 	mu  sync.Mutex // guards all below
 	cfg config.Config
 	// relays is kept for `netcheck` and for the names of regions.
 	relays []mesh.RelayRegion
 	link   underlay.State
-	// reached are the peers that had a path when last looked.
-	reached map[key.NodePublic]bool
+	// paths are those to the peers when last looked.
+	paths map[key.NodePublic]mesh.Path
 }
 
 // run is `subnetd run`: it builds the parts, then serves them until a signal.
@@ -68,6 +70,7 @@ func run(opts cli.RunOptions) error {
 	d.restore()
 	err = task.Serve(context.Background(), d.log,
 		task.Signals(d.log),
+		task.Func("configuration", d.followConfig),
 		d.engine,
 		task.Func("underlay", d.under.Run),
 		task.Func("watch", watch.New(d.logger("watch"), d.setFacts, d.engine.Repair).Run),
@@ -95,11 +98,7 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.under, err = underlay.New(underlay.Config{
-		Port: id.Port, Disco: discoKey(id.Machine, d.clock), Mark: host.Mark, Now: d.clock.now, Log: d.logger("underlay"),
-		OnState: d.setUnderlay, OnPath: d.pathChanged,
-	})
-	if err != nil {
+	if d.under, err = d.openUnderlay(id); err != nil {
 		return nil, err
 	}
 	d.tun = tunnel.NewUserspace(d.logger("tunnel"), d.under)
@@ -117,6 +116,26 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	return d, nil
 }
 
+// openUnderlay listens on the owner's port, else on the one this node has had
+// before; that one may by now be somebody else's.
+func (d *daemon) openUnderlay(id state.Identity) (*underlay.Underlay, error) {
+	c := underlay.Config{
+		Port: d.cfg.Tunnel.Port, Disco: discoKey(id.Machine, d.clock), Mark: host.Mark, Now: d.clock.now,
+		Log: d.logger("underlay"), OnState: d.setUnderlay, OnPath: d.pathChanged,
+	}
+	if c.Port != 0 {
+		return underlay.New(c)
+	}
+	c.Port = id.Port
+	u, err := underlay.New(c)
+	if err == nil {
+		return u, nil
+	}
+	d.log.Warn("another UDP port is used this time", "err", err)
+	c.Port = 0
+	return underlay.New(c)
+}
+
 // identity reads who we are, or makes it: keys are on disk before they are used.
 func (d *daemon) identity() (state.Identity, error) {
 	var id state.Identity
@@ -132,10 +151,7 @@ func (d *daemon) identity() (state.Identity, error) {
 		return id, nil
 	}
 	id.Machine = key.NewMachine()
-	id.Port = d.cfg.Tunnel.Port
-	if id.Port == 0 {
-		id.Port = randomPort()
-	}
+	id.Port = randomPort()
 	if err := d.dir.Save("identity", id); err != nil {
 		return id, fmt.Errorf("keeping this node's keys: %w", err)
 	}
@@ -198,24 +214,18 @@ func (d *daemon) setUnderlay(s underlay.State) {
 
 func (d *daemon) planned(p plan.Plan) { d.member.setRoutes(p.Offer) }
 
-// pathChanged starts a handshake with peers that have just become reachable:
+// pathChanged has handshakes that led nowhere started over on the new paths:
 // WireGuard's own retry would cost the first seconds of traffic.
 func (d *daemon) pathChanged() {
 	paths := d.under.Paths()
-	var first []key.NodePublic
 	d.mu.Lock()
-	for k, p := range paths {
-		if p.Kind != mesh.PathNone && !d.reached[k] {
-			first = append(first, k)
-		}
-	}
-	d.reached = make(map[key.NodePublic]bool, len(paths))
-	for k, p := range paths {
-		d.reached[k] = p.Kind != mesh.PathNone
-	}
+	was := d.paths
+	d.paths = paths
 	d.mu.Unlock()
-	for _, k := range first {
-		d.tun.Kick(k)
+	for k, p := range paths {
+		if old := was[k]; p.Kind != mesh.PathNone && (p.Kind != old.Kind || p.Addr != old.Addr || p.Relay != old.Relay) {
+			d.tun.Kick(k)
+		}
 	}
 	d.engine.Refresh()
 }

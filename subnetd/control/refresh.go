@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	refreshFirst = 10 * time.Second // between two refreshes, the second of them not in vain
+	refreshFirst = time.Second // between two refreshes, the second of them not in vain
 	refreshMost  = 5 * time.Minute
 )
 

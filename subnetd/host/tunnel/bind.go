@@ -18,8 +18,9 @@ type endpoint struct {
 	text string         // the key in hex
 	raw  []byte
 	ip   netip.Addr // stands for the node in the device's rate limits
-	// missed is set when a handshake could not be sent.
-	missed atomic.Bool
+	// waiting is set while a handshake of ours is not answered: the way it went
+	// may have led nowhere.
+	waiting atomic.Bool
 	// met is set once the node and we have shaken hands, or are about to.
 	met atomic.Bool
 }
@@ -82,10 +83,10 @@ func (b *bind) setPeers(peers []host.Peer) {
 
 func (b *bind) keys() map[string]key.NodePublic { return b.roster.Load().byText }
 
-// takeMissed reports, once, whether a handshake with the peer could not be sent.
-func (b *bind) takeMissed(k key.NodePublic) bool {
+// takeWaiting reports, once, whether a handshake with the peer is not answered.
+func (b *bind) takeWaiting(k key.NodePublic) bool {
 	e := b.roster.Load().byKey[k]
-	return e != nil && e.missed.Swap(false)
+	return e != nil && e.waiting.Swap(false)
 }
 
 // Open gives the transport's receivers. The port is the transport's own.
@@ -118,19 +119,23 @@ func (b *bind) receiver(receive func([][]byte, []int, []key.NodePublic) (int, er
 				}
 			}
 			eps[i] = last
-			b.meet(last, packets[i][:sizes[i]])
+			b.heard(last, packets[i][:sizes[i]])
 		}
 		return n, nil
 	}
 }
 
-// meet watches for nodes that do not know of our restart: until they do, what
-// they send is lost, for fifteen seconds by WireGuard's own timers.
-func (b *bind) meet(e *endpoint, packet []byte) {
-	if e.met.Load() || e == b.stranger || len(packet) == 0 || e.met.Swap(true) {
+// heard watches for answers to handshakes, and for nodes that do not know of
+// our restart: until they do, what they send is lost, for fifteen seconds by
+// WireGuard's own timers.
+func (b *bind) heard(e *endpoint, packet []byte) {
+	if e == b.stranger || len(packet) == 0 {
 		return
 	}
-	if packet[0] == messageTransport {
+	if packet[0] != messageInitiation && e.waiting.Load() {
+		e.waiting.Store(false)
+	}
+	if !e.met.Load() && !e.met.Swap(true) && packet[0] == messageTransport {
 		b.orphan(e.key)
 	}
 }
@@ -144,6 +149,7 @@ func (b *bind) SetMark(uint32) error { return nil }
 // The first byte of a message tells its type.
 const (
 	messageInitiation = 1
+	messageResponse   = 2
 	messageTransport  = 4
 )
 
@@ -157,11 +163,13 @@ func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
 	if e == b.stranger {
 		return nil
 	}
-	err := b.transport.Send(e.key, packets)
-	if err != nil && len(packets) > 0 && len(packets[0]) > 0 && packets[0][0] == messageInitiation {
-		e.missed.Store(true)
+	if len(packets) > 0 && len(packets[0]) > 0 {
+		switch packets[0][0] {
+		case messageInitiation, messageResponse:
+			e.waiting.Store(true)
+		}
 	}
-	return err
+	return b.transport.Send(e.key, packets)
 }
 
 // ParseEndpoint finds the peer with that key in hex.

@@ -160,12 +160,13 @@ func (u *Userspace) forgetSessions(want []host.Peer) {
 	}
 }
 
-// Kick starts the handshake over if one was tried while there was no path to
-// the peer: WireGuard by itself would wait five seconds.
+// Kick starts the handshake over if the last one was not answered. It is for
+// when there is a new path to the peer: WireGuard by itself would wait five
+// seconds.
 func (u *Userspace) Kick(k key.NodePublic) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.dev != nil && u.bind.takeMissed(k) {
+	if u.dev != nil && u.bind.takeWaiting(k) {
 		u.handshake(k)
 	}
 }
