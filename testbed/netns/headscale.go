@@ -105,6 +105,17 @@ func (hs *Headscale) Start() {
 	})
 }
 
+// Requests counts the requests for a path that this run of the server has logged.
+func (hs *Headscale) Requests(path string) int {
+	n := 0
+	for _, l := range hs.proc.Lines() {
+		if strings.Contains(l, "http request") && strings.Contains(l, "path="+path+" ") {
+			n++
+		}
+	}
+	return n
+}
+
 // Kill ends the server at once, without a word to anybody.
 func (hs *Headscale) Kill() { hs.proc.Kill() }
 

@@ -138,6 +138,9 @@ func (p *Process) Pid() int { return p.cmd.Process.Pid }
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// Signal sends the process a signal.
+func (p *Process) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
+
 // Kill ends the process at once (SIGKILL) and waits for it. It may be called again.
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill()
@@ -156,13 +159,18 @@ func (p *Process) Stop(limit time.Duration) error {
 	}
 }
 
-// Tail gives the last n lines that the process wrote.
-func (p *Process) Tail(n int) string {
+// Lines are what the process wrote.
+func (p *Process) Lines() []string {
 	b, err := os.ReadFile(p.log)
 	if err != nil {
-		return err.Error()
+		return []string{err.Error()}
 	}
-	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	return strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+}
+
+// Tail gives the last n lines that the process wrote.
+func (p *Process) Tail(n int) string {
+	lines := p.Lines()
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 

@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // namePrefix begins the name of every namespace that a lab makes; the process id and a serial number follow.
@@ -131,7 +133,12 @@ func removeFolders(which func(pid int) bool) {
 	}
 	for _, e := range entries {
 		if pid, ok := owner(e.Name(), folderPrefix); ok && which(pid) {
-			_ = os.RemoveAll(filepath.Join(os.TempDir(), e.Name()))
+			dir := filepath.Join(os.TempDir(), e.Name())
+			disks, _ := filepath.Glob(filepath.Join(dir, "sd-*", "state")) // some are mounted
+			for _, d := range disks {
+				_ = unix.Unmount(d, unix.MNT_DETACH)
+			}
+			_ = os.RemoveAll(dir)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -35,6 +36,21 @@ func (l *Lab) Subnetd(h *Host, toml string) *Subnetd {
 	return s
 }
 
+// SubnetdOnDisk is Subnetd with its state on a disk of so many bytes.
+func (l *Lab) SubnetdOnDisk(h *Host, toml string, size int) *Subnetd {
+	l.t.Helper()
+	state := filepath.Join(l.mkdir("sd-"+h.Name), "state")
+	if err := os.Mkdir(state, 0o700); err != nil {
+		l.t.Fatal(err)
+	}
+	mustRun(l.t, "", "mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d", size), "none", state)
+	l.t.Cleanup(func() { _ = exec.Command("umount", "-l", state).Run() })
+	return l.Subnetd(h, toml)
+}
+
+// Binary is the daemon's program.
+func (s *Subnetd) Binary() string { return s.bin }
+
 func subnetdBin(t testing.TB) string {
 	t.Helper()
 	bin := os.Getenv("SUBNETD_BIN")
@@ -47,10 +63,16 @@ func subnetdBin(t testing.TB) string {
 	return bin
 }
 
-// Start starts the daemon, again after Stop or Kill9, and waits until it answers.
-func (s *Subnetd) Start() {
+// Launch starts the daemon, again after Stop or Kill9, and waits for nothing.
+func (s *Subnetd) Launch() {
 	s.t.Helper()
 	s.proc = s.Host.Start(s.bin, "run", "--config", s.Config, "--state", s.State, "--socket", s.Socket)
+}
+
+// Start is Launch, and waits until the daemon answers.
+func (s *Subnetd) Start() {
+	s.t.Helper()
+	s.Launch()
 	Eventually(s.t, 15*time.Second, "subnetd answers on "+s.Host.Name, func() error {
 		select {
 		case <-s.proc.Done():
@@ -67,6 +89,17 @@ func (s *Subnetd) Kill9() { s.proc.Kill() }
 
 // Stop asks the daemon to end and gives the error of its exit.
 func (s *Subnetd) Stop() error { return s.proc.Stop(15 * time.Second) }
+
+// Reload writes the configuration and tells the daemon of it.
+func (s *Subnetd) Reload(toml string) {
+	s.t.Helper()
+	if err := os.WriteFile(s.Config, []byte(toml), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.proc.Signal(syscall.SIGHUP); err != nil {
+		s.t.Fatal(err)
+	}
+}
 
 // Pid is the daemon's process id.
 func (s *Subnetd) Pid() int { return s.proc.Pid() }
