@@ -35,7 +35,18 @@ type Headscale struct {
 // Headscale makes the coordinator's host and starts it; the policy allows everything until SetPolicy.
 func (l *Lab) Headscale() *Headscale {
 	l.t.Helper()
-	hs := &Headscale{t: l.t, lab: l, users: map[string]string{}, URL: "https://203.0.113.10:8443"}
+	return l.headscale("https")
+}
+
+// HeadscaleHTTP is a Headscale without TLS.
+func (l *Lab) HeadscaleHTTP() *Headscale {
+	l.t.Helper()
+	return l.headscale("http")
+}
+
+func (l *Lab) headscale(scheme string) *Headscale {
+	l.t.Helper()
+	hs := &Headscale{t: l.t, lab: l, users: map[string]string{}, URL: scheme + "://203.0.113.10:8443"}
 	hs.bin = peer(l.t, "headscale", headscaleVersion, "headscale")
 	hs.Host = l.newHost("hs")
 	l.public(hs.Host, "wan0", 10)
@@ -48,13 +59,16 @@ func (l *Lab) Headscale() *Headscale {
 }
 
 func headscaleConfig(url, dir string) string {
-	return strings.NewReplacer("$URL", url, "$DIR", dir).Replace(`
+	tls := "tls_cert_path: $DIR/cert.pem\ntls_key_path: $DIR/key.pem"
+	if strings.HasPrefix(url, "http:") {
+		tls = ""
+	}
+	return strings.NewReplacer("$URL", url, "$DIR", dir).Replace(strings.Replace(`
 server_url: $URL
 listen_addr: "[::]:8443"
 metrics_listen_addr: 127.0.0.1:9090
 grpc_listen_addr: 127.0.0.1:50443
-tls_cert_path: $DIR/cert.pem
-tls_key_path: $DIR/key.pem
+$TLS
 noise: {private_key_path: $DIR/noise.key}
 prefixes: {v4: 100.64.0.0/10, v6: "fd7a:115c:a1e0::/48", allocation: sequential}
 derp:
@@ -82,7 +96,7 @@ unix_socket: $DIR/sock
 unix_socket_permission: "0700"
 logtail: {enabled: false}
 tuning: {batch_change_delay: 100ms, node_store_batch_timeout: 50ms}
-`)
+`, "$TLS", tls, 1))
 }
 
 // Start starts the server, again after Kill or Stop, and waits until it answers.

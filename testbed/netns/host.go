@@ -53,6 +53,12 @@ func (h *Host) nft(ruleset string) {
 	mustRun(h.lab.t, ruleset, "ip", "netns", "exec", h.ns, "nft", "-f", "-")
 }
 
+// NFT loads a ruleset in the host, for tests that play another owner of the firewall.
+func (h *Host) NFT(ruleset string) {
+	h.lab.t.Helper()
+	h.nft(ruleset)
+}
+
 // forward makes the host a router for both families.
 func (h *Host) forward() {
 	h.lab.t.Helper()

@@ -29,11 +29,16 @@ type Subnetd struct {
 // Subnetd starts SUBNETD_BIN (default: bin/subnetd of the checkout) on a host with the given configuration (TOML).
 func (l *Lab) Subnetd(h *Host, toml string) *Subnetd {
 	l.t.Helper()
-	dir := l.mkdir("sd-" + h.Name)
-	s := &Subnetd{t: l.t, Host: h, bin: subnetdBin(l.t), State: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "s"),
-		Config: l.write("sd-"+h.Name+"/subnetd.toml", toml)}
+	s := l.subnetd(h, toml)
 	s.Start()
 	return s
+}
+
+func (l *Lab) subnetd(h *Host, toml string) *Subnetd {
+	l.t.Helper()
+	dir := l.mkdir("sd-" + h.Name)
+	return &Subnetd{t: l.t, Host: h, bin: subnetdBin(l.t), State: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "s"),
+		Config: l.write("sd-"+h.Name+"/subnetd.toml", toml)}
 }
 
 // SubnetdOnDisk is Subnetd with its state on a disk of so many bytes.
@@ -46,6 +51,42 @@ func (l *Lab) SubnetdOnDisk(h *Host, toml string, size int) *Subnetd {
 	mustRun(l.t, "", "mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d", size), "none", state)
 	l.t.Cleanup(func() { _ = exec.Command("umount", "-l", state).Run() })
 	return l.Subnetd(h, toml)
+}
+
+// SubnetdIn1970 is Subnetd on a machine whose clock has started near 1970. The kernel keeps one clock for all, so the
+// program is built with a standard library that takes most of the time since then away.
+func (l *Lab) SubnetdIn1970(h *Host, toml string) *Subnetd {
+	l.t.Helper()
+	s := l.subnetd(h, toml)
+	s.bin = l.buildIn1970()
+	s.Start()
+	return s
+}
+
+func (l *Lab) buildIn1970() string {
+	l.t.Helper()
+	source := filepath.Join(strings.TrimSpace(mustRun(l.t, "", "go", "env", "GOROOT")), "src", "time", "time.go")
+	text, err := os.ReadFile(source)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	const now = "func Now() Time {\n\tsec, nsec, mono := runtimeNow()\n"
+	changed := strings.Replace(string(text), now, now+"\tsec -= 1_795_000_000\n", 1)
+	if changed == string(text) {
+		l.t.Fatalf("%s has another form of time.Now: this test has to follow it", source)
+	}
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {source: l.write("time.go", changed)}})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	bin := filepath.Join(l.dir, "subnetd-1970")
+	cmd := exec.Command("go", "build", "-trimpath", "-overlay", l.write("overlay.json", string(overlay)), "-o", bin, "./subnetd")
+	cmd.Dir = repoRoot(l.t)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		l.t.Fatalf("building subnetd with another clock: %v\n%s", err, out)
+	}
+	return bin
 }
 
 // Binary is the daemon's program.
@@ -100,6 +141,9 @@ func (s *Subnetd) Reload(toml string) {
 		s.t.Fatal(err)
 	}
 }
+
+// Log is what the daemon, since its last start, has logged.
+func (s *Subnetd) Log() []string { return s.proc.Lines() }
 
 // Pid is the daemon's process id.
 func (s *Subnetd) Pid() int { return s.proc.Pid() }

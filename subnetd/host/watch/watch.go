@@ -22,7 +22,7 @@ const (
 
 	// between two reports that something was touched: whoever hears them looks
 	// at the whole machine, and some machines change all the time
-	touchPause = 5 * time.Second
+	touchPause = time.Second
 
 	routeGroups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
 		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE | unix.RTMGRP_IPV4_RULE | 1<<(unix.RTNLGRP_IPV6_RULE-1)
@@ -40,7 +40,7 @@ type Watcher struct {
 
 // New returns a Watcher. onChange is called by Run's goroutine: first with the
 // Facts as they are, then each time they differ from those last reported.
-// onTouch is called by it soon after something was touched, every few seconds
+// onTouch is called by it soon after something was touched, once a second
 // at most; what was touched is for the hands to find out.
 func New(log *slog.Logger, onChange func(host.Facts), onTouch func()) *Watcher {
 	return &Watcher{log: log, onChange: onChange, onTouch: onTouch, look: Facts}
