@@ -97,7 +97,7 @@ func showSelf(b *bytes.Buffer, s status.Snapshot, now time.Time) {
 			fmt.Fprintf(t, "%s\t%s\n", name, value)
 		}
 	}
-	row("mesh", mesh(s, now))
+	row("mesh", membership(s, now))
 	row("login", s.LoginURL)
 	row("error", s.Error)
 	row("name", s.Name)
@@ -114,7 +114,7 @@ func showSelf(b *bytes.Buffer, s status.Snapshot, now time.Time) {
 	t.Flush()
 }
 
-func mesh(s status.Snapshot, now time.Time) string {
+func membership(s status.Snapshot, now time.Time) string {
 	at := s.Control
 	if at == "" {
 		at = "no coordinator"

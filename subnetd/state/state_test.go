@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -359,4 +360,45 @@ func FuzzLoad(f *testing.F) {
 			t.Fatal(found, err)
 		}
 	})
+}
+
+// WriteFile replaces a file as a whole, keeps its mode, follows a link and writes nothing that is there already.
+func TestWriteFile(t *testing.T) {
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "real"), filepath.Join(dir, "link")
+	if err := os.WriteFile(file, []byte("old"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteFile(link, []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	first, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(file); string(b) != "new" || first.Mode().Perm() != 0o644 {
+		t.Errorf("%q with mode %v", b, first.Mode())
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode().Type() != fs.ModeSymlink {
+		t.Errorf("the link was replaced: %v, %v", info, err)
+	}
+	if err := WriteFile(file, []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := os.Stat(file); err != nil || !os.SameFile(first, again) {
+		t.Errorf("content that is there was written again: %v", err)
+	}
+	deep := filepath.Join(dir, "a", "b", "c")
+	if err := WriteFile(deep, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(deep); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("a new file: %v, %v", info, err)
+	}
+	if err := WriteFile(filepath.Join(file, "below"), []byte("x")); err == nil {
+		t.Error("a file became a folder")
+	}
 }
