@@ -12,8 +12,10 @@ import (
 // another address must be ahead before a working path is left for it.
 const switchAt = 5
 
-// noise is a difference of round-trip times that means nothing.
-const noise = 500 * time.Microsecond
+// quick is a round-trip time below which percents are noise: there, differences
+// count as percents of it. A threshold instead would allow circles, in which
+// each of three addresses is better than the one before.
+const quick = 10 * time.Millisecond
 
 // bonus returns the points an address has by what it is: the nearer, the more.
 func bonus(a netip.Addr) int {
@@ -36,9 +38,7 @@ func bonus(a netip.Addr) int {
 // path should move. Not both of better(a, b) and better(b, a) hold.
 func better(a, b *candidate) bool {
 	points := bonus(a.addr.Addr()) - bonus(b.addr.Addr())
-	if d := b.rtt - a.rtt; d.Abs() >= noise {
-		points += int(d * 100 / max(a.rtt, b.rtt))
-	}
+	points += int((b.rtt - a.rtt) * 100 / max(a.rtt, b.rtt, quick))
 	return points >= switchAt
 }
 

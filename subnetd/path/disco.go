@@ -211,12 +211,21 @@ func (m *Machine) onCall(e CallMeMaybe) {
 	}
 	p.heardOver(e.From.Region)
 	m.setStatic(p, fromCall, e.Endpoints)
-	if !m.now.Before(p.calledUs.Add(callWait)) {
-		p.calledUs = m.now
-		for _, c := range p.cands {
-			c.pinged = time.Time{}
-		}
+	if p.obeyAt.IsZero() {
+		p.obeyAt = p.calledUs.Add(callWait)
+	}
+	m.settle(p)
+}
+
+// obey pings everything for a peer that called. A peer that calls without end
+// must not make us shout at whatever addresses it names.
+func (m *Machine) obey(p *peer) {
+	if p.obeyAt.IsZero() || m.now.Before(p.obeyAt) {
+		return
+	}
+	p.obeyAt, p.calledUs = time.Time{}, m.now
+	for _, c := range p.cands {
+		c.pinged = time.Time{}
 	}
 	m.pingAll(p)
-	m.settle(p)
 }

@@ -115,6 +115,7 @@ func (m *Machine) do(a Action) { m.out = append(m.out, a) }
 // and notes when to look again. Every event about a peer ends here.
 func (m *Machine) settle(p *peer) {
 	m.expire(p)
+	m.obey(p)
 	m.drive(p)
 	m.choose(p)
 	m.queue.set(p, m.deadline(p))
@@ -187,6 +188,9 @@ func (m *Machine) deadline(p *peer) time.Time {
 	}
 	if p.wantCall {
 		add(p.callBy)
+	}
+	if !p.obeyAt.IsZero() {
+		add(p.obeyAt)
 	}
 	if len(p.probes) > 0 {
 		add(p.probes[0].at.Add(pingTimeout))
@@ -293,14 +297,15 @@ func (m *Machine) setLocal(e SetLocal) {
 	turned := m.local.UDP != e.UDP || m.local.V6 != e.V6 || m.localAt.IsZero()
 	m.local, m.localAt = e, m.now
 	for _, p := range m.order {
+		looking := p.active(m.now) && !p.trusted(m.now)
+		if moved && looking {
+			p.called = time.Time{}
+		}
 		if p.wantCall {
 			m.sendCall(p)
 		}
-		if (moved || turned) && p.active(m.now) && !p.trusted(m.now) {
+		if (moved || turned) && looking {
 			p.retry()
-			if moved {
-				p.called = time.Time{}
-			}
 			m.settle(p)
 		} else if turned || p.index >= 0 {
 			m.settle(p)

@@ -27,7 +27,7 @@ const (
 const (
 	deadAfter     = 15 * time.Second // of unanswered pings: no longer a path
 	restunWait    = 2 * time.Second  // then CallMeMaybe goes out with old endpoints
-	callWait      = time.Second      // between CallMeMaybe of a peer that are obeyed at once
+	callWait      = time.Second      // between CallMeMaybe of a peer that are obeyed
 	maxCandidates = 32
 	maxNetmap     = 16 // of those, from the coordinator
 	maxStatic     = 24 // of those, from the coordinator or CallMeMaybe
@@ -56,6 +56,7 @@ type peer struct {
 	askedSince time.Time // first ping that no pong followed
 	called     time.Time // last CallMeMaybe sent
 	calledUs   time.Time // last CallMeMaybe obeyed
+	obeyAt     time.Time // the next is obeyed then; zero: none came
 	wantCall   bool      // CallMeMaybe waits for fresh endpoints, until callBy
 	callBy     time.Time
 
@@ -261,6 +262,7 @@ func (m *Machine) forget(p *peer) {
 	p.published = nil
 	p.trustUntil, p.discovered, p.fullPing = time.Time{}, time.Time{}, time.Time{}
 	p.askedSince, p.called, p.calledUs = time.Time{}, time.Time{}, time.Time{}
+	p.obeyAt = time.Time{}
 	p.wantCall = false
 }
 

@@ -105,6 +105,7 @@ type Underlay struct {
 	measure chan measureOrder     // one slot: newest order
 	mapped  chan []netip.AddrPort // of the port mapper
 	gateway chan netip.Addr       // one slot: where the port mapper shall ask
+	mapPort uint16                // of the router; tests have their own
 	done    chan struct{}         // closed when Run has ended
 	started atomic.Bool
 
@@ -153,6 +154,7 @@ func New(cfg Config) (*Underlay, error) {
 		measure:     make(chan measureOrder, 1),
 		mapped:      make(chan []netip.AddrPort),
 		gateway:     make(chan netip.Addr, 1),
+		mapPort:     mapServerPort,
 		done:        make(chan struct{}),
 		state:       State{Port: port, UDP: true},
 		stateSignal: make(chan struct{}, 1),
