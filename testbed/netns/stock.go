@@ -43,6 +43,12 @@ func (p *StockPeer) Start() {
 	})
 }
 
+// Pid is tailscaled's process id.
+func (p *StockPeer) Pid() int { return p.proc.Pid() }
+
+// Binaries are tailscaled and its command line.
+func (p *StockPeer) Binaries() []string { return []string{p.bin, p.cli} }
+
 // Kill ends tailscaled at once.
 func (p *StockPeer) Kill() { p.proc.Kill() }
 

@@ -34,6 +34,12 @@ func (l *Lab) Subnetd(h *Host, toml string) *Subnetd {
 	return s
 }
 
+// SubnetdIdle is Subnetd before its first Start.
+func (l *Lab) SubnetdIdle(h *Host, toml string) *Subnetd {
+	l.t.Helper()
+	return l.subnetd(h, toml)
+}
+
 func (l *Lab) subnetd(h *Host, toml string) *Subnetd {
 	l.t.Helper()
 	dir := l.mkdir("sd-" + h.Name)
