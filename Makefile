@@ -1,11 +1,13 @@
 # subnetd. `make` builds bin/subnetd; `make test` is everything, on a fresh Debian with Go and root.
 GO      ?= go
-LDFLAGS ?= -s -w
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS ?= -s -w -X main.version=$(VERSION)
 
 .PHONY: build test unit mips lab bench run cross lint clean peers provision
 
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/subnetd ./subnetd
+	build/modules.sh bin
+	CGO_ENABLED=0 $(GO) build -trimpath -modfile bin/go.mod -ldflags "$(LDFLAGS)" -o bin/subnetd ./subnetd
 
 test: provision build peers lint unit mips lab
 

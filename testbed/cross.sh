@@ -16,6 +16,7 @@ targets=("mipsle GOARCH=mipsle GOMIPS=softfloat" "mips GOARCH=mips GOMIPS=softfl
 	"armv5 GOARCH=arm GOARM=5" "armv6 GOARCH=arm GOARM=6" "armv7 GOARCH=arm GOARM=7"
 	"arm64 GOARCH=arm64" "amd64 GOARCH=amd64" "riscv64 GOARCH=riscv64")
 
+build/modules.sh "$out"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 over=0
@@ -24,7 +25,7 @@ for target in "${targets[@]}"; do
 	read -r name settings <<<"$target"
 	read -ra settings <<<"$settings"
 	bin="$out/subnetd-$name"
-	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath -ldflags "$ldflags" -o "$bin" ./subnetd
+	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath -modfile "$out/go.mod" -ldflags "$ldflags" -o "$bin" ./subnetd
 	raw=$(stat -c %s "$bin")
 	xz=$(xz -9e -k -c "$bin" | wc -c)
 	mksquashfs "$bin" "$tmp/$name.sqfs" -comp xz -b 256K -noappend -quiet -no-progress >/dev/null

@@ -5,11 +5,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 staticcheck=honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-unformatted=$(find . -name '*.go' -not -path './.git/*' -exec gofmt -l {} +)
+unformatted=$(find . -name '*.go' -not -path './.git/*' -not -path './bin/*' -exec gofmt -l {} +)
 if [ -n "$unformatted" ]; then
 	printf 'not formatted (gofmt -w):\n%s\n' "$unformatted" >&2
 	exit 1
 fi
 go vet ./...
 go run "$staticcheck" ./...
-find . \( -name '*.sh' -o -path './.ci/run' \) -not -path './.git/*' -exec shellcheck {} +
+find . \( -name '*.sh' -o -path './.ci/run' \) -not -path './.git/*' -not -path './bin/*' -exec shellcheck {} +

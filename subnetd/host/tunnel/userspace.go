@@ -66,7 +66,7 @@ func openTUN(name string, mtu int) (tun.Device, error) {
 	t, err := tun.CreateTUN(name, mtu)
 	switch {
 	case err == nil:
-		return shortBatches{t}, nil
+		return &batches{Device: t}, nil
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("the kernel has no TUN device: load the module tun (OpenWrt: kmod-tun): %w", err)
 	case errors.Is(err, fs.ErrPermission):
@@ -76,12 +76,6 @@ func openTUN(name string, mtu int) (tun.Device, error) {
 	}
 	return nil, fmt.Errorf("making interface %s: %w", name, err)
 }
-
-// shortBatches halves the buffers that the device keeps ready: 64 KiB each.
-// One segmented packet of the kernel is 53 packets of ours at most.
-type shortBatches struct{ tun.Device }
-
-func (s shortBatches) BatchSize() int { return min(s.Device.BatchSize(), 64) }
 
 // Set brings the interface and its peers to want. Peers that stay keep their
 // sessions. An interface without name is none.
