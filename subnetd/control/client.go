@@ -201,7 +201,7 @@ func (c *Client) Run(ctx context.Context) error {
 		c.commands(ctx)
 		before := c.last
 		err := c.once(ctx)
-		if c.last != before || c.state.Phase == status.PhaseJoined && c.state.Error == "" {
+		if c.fruitful(before) {
 			b.reset()
 		}
 		if ctx.Err() != nil {
@@ -210,6 +210,15 @@ func (c *Client) Run(ctx context.Context) error {
 		c.pause(ctx, c.judge(err, &b))
 	}
 	return nil
+}
+
+// fruitful reports whether the last round brought something. A map that has us
+// expired does not count, though it is another one with each new key.
+func (c *Client) fruitful(before *mesh.Netmap) bool {
+	if c.expired > 0 {
+		return false
+	}
+	return c.last != before || c.state.Phase == status.PhaseJoined && c.state.Error == ""
 }
 
 func (c *Client) setRunning(on bool) {

@@ -34,7 +34,9 @@ type frameReader struct {
 }
 
 func newFrameReader(r io.Reader) (*frameReader, error) {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+	// Without decode buffers it streams small frames too; else it would unpack a
+	// bomb whole before it sees the bound, and keep the largest frame's buffer.
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecodeBuffersBelow(0),
 		zstd.WithDecoderMaxMemory(maxDecoded), zstd.WithDecoderMaxWindow(maxDecoded))
 	if err != nil {
 		return nil, fmt.Errorf("make zstd decoder: %w", err)

@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tailscale.com/control/controlbase"
@@ -50,27 +51,48 @@ func parseBase(s string) (*url.URL, error) {
 	return u, nil
 }
 
-func (w *web) tlsConfig() *tls.Config {
-	return &tls.Config{ServerName: w.base.Hostname(), NextProtos: []string{"http/1.1"}, Time: w.now, MinVersion: tls.VersionTLS12}
+// client is for one request with ctx. Left to itself the transport would let the
+// dial and the TLS handshake outlive the request, a mute server's for ever.
+func (w *web) client(ctx context.Context) *http.Client {
+	return &http.Client{Timeout: dialTimeout, Transport: &http.Transport{
+		DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10,
+		DialContext: func(_ context.Context, network, addr string) (net.Conn, error) {
+			return w.dial(ctx, network, addr)
+		},
+		DialTLSContext: func(_ context.Context, _, addr string) (net.Conn, error) { return w.dialTLS(ctx, addr) },
+	}}
 }
 
-func (w *web) client() *http.Client {
-	return &http.Client{Timeout: dialTimeout, Transport: &http.Transport{
-		DialContext: w.dial, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10,
-		TLSClientConfig: &tls.Config{NextProtos: []string{"http/1.1"}, Time: w.now, MinVersion: tls.VersionTLS12},
-	}}
+// dialTLS must not let HTTP/2 be chosen: it has no upgrade.
+func (w *web) dialTLS(ctx context.Context, addr string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("dial %q: %w", addr, err)
+	}
+	nc, err := w.dial(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	tc := tls.Client(nc, &tls.Config{ServerName: host, NextProtos: []string{"http/1.1"}, Time: w.now, MinVersion: tls.VersionTLS12})
+	if err := tc.HandshakeContext(ctx); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return tc, nil
 }
 
 // serverKey asks for the coordinator's Noise key. Over https this is the one
 // place where certificates matter.
 func (w *web) serverKey(ctx context.Context) (key.MachinePublic, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
 	u := w.base.JoinPath("key")
 	u.RawQuery = "v=" + strconv.Itoa(capVersion)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return key.MachinePublic{}, fmt.Errorf("ask for the coordinator's key: %w", err)
 	}
-	res, err := w.client().Do(req)
+	res, err := w.client(ctx).Do(req)
 	if err != nil {
 		return key.MachinePublic{}, err
 	}
@@ -90,7 +112,7 @@ func (w *web) serverKey(ctx context.Context) (key.MachinePublic, error) {
 }
 
 // upgrade opens a Noise connection to the coordinator.
-func (w *web) upgrade(ctx context.Context, machine key.MachinePrivate, server key.MachinePublic) (net.Conn, error) {
+func (w *web) upgrade(ctx context.Context, machine key.MachinePrivate, server key.MachinePublic) (*earlyConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	hello, cont, err := controlbase.ClientDeferred(machine, server, capVersion)
@@ -118,19 +140,14 @@ func (w *web) connect(ctx context.Context) (net.Conn, error) {
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[w.base.Scheme]
 	}
-	nc, err := w.dial(ctx, "tcp", net.JoinHostPort(w.base.Hostname(), port))
-	if err != nil || w.base.Scheme == "http" {
-		return nc, err
+	addr := net.JoinHostPort(w.base.Hostname(), port)
+	if w.base.Scheme == "https" {
+		return w.dialTLS(ctx, addr)
 	}
-	tc := tls.Client(nc, w.tlsConfig())
-	if err := tc.HandshakeContext(ctx); err != nil {
-		nc.Close()
-		return nil, err
-	}
-	return tc, nil
+	return w.dial(ctx, "tcp", addr)
 }
 
-func (w *web) handshake(ctx context.Context, nc net.Conn, hello []byte, cont controlbase.HandshakeContinuation) (net.Conn, error) {
+func (w *web) handshake(ctx context.Context, nc net.Conn, hello []byte, cont controlbase.HandshakeContinuation) (*earlyConn, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.base.JoinPath("ts2021").String(), nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask for the upgrade: %w", err)
@@ -171,18 +188,40 @@ func (c *bufferedConn) Read(b []byte) (int, error) { return c.r.Read(b) }
 // challenge needs no answer. Only one goroutine reads.
 type earlyConn struct {
 	net.Conn
-	r io.Reader // nil until the start was looked at
+	r      io.Reader             // nil until the start was looked at
+	heard  atomic.Bool           // something came
+	failed atomic.Pointer[error] // why nothing will come
 }
 
 func (c *earlyConn) Read(b []byte) (int, error) {
 	if c.r == nil {
 		r, err := skipEarly(c.Conn)
 		if err != nil {
+			c.failed.CompareAndSwap(nil, &err)
 			return 0, err
 		}
 		c.r = r
+		c.heard.Store(true)
 	}
 	return c.r.Read(b)
+}
+
+// Write may be the first to see that the coordinator has closed the connection.
+func (c *earlyConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err != nil && !c.heard.Load() {
+		err = fmt.Errorf("%w: %w", errClosedEarly, err)
+		c.failed.CompareAndSwap(nil, &err)
+	}
+	return n, err
+}
+
+// why is the reason behind err: HTTP/2 often tells only that it has no connection.
+func (c *earlyConn) why(err error) error {
+	if p := c.failed.Load(); p != nil {
+		return *p
+	}
+	return err
 }
 
 // skipEarly returns what follows the early payload, if there is one.
@@ -206,13 +245,13 @@ func skipEarly(r io.Reader) (io.Reader, error) {
 
 // link is one Noise connection with HTTP/2 on it.
 type link struct {
-	conn net.Conn
+	conn *earlyConn
 	host string
 	tr   *http.Transport
 }
 
 // newLink takes over conn.
-func newLink(conn net.Conn, host string) *link {
+func newLink(conn *earlyConn, host string) *link {
 	l := &link{conn: conn, host: host}
 	var once sync.Once
 	protocols := new(http.Protocols)
@@ -248,7 +287,11 @@ func (l *link) do(ctx context.Context, path string, node key.NodePublic, body []
 	if !node.IsZero() {
 		req.Header.Set(tailcfg.LBHeader, node.String())
 	}
-	return l.tr.RoundTrip(req)
+	res, err := l.tr.RoundTrip(req)
+	if err != nil {
+		return nil, l.conn.why(err)
+	}
+	return res, nil
 }
 
 // statusError is an answer other than 200.

@@ -97,7 +97,9 @@ func overWeb(ctx context.Context, w *web, u *url.URL) error {
 	if err != nil {
 		return err
 	}
-	res, err := w.client().Do(req)
+	hc := w.client(ctx)
+	hc.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // it may lead to any host
+	res, err := hc.Do(req)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -49,6 +50,7 @@ func (c *Client) stream(ctx context.Context, l *link) error {
 	req.Stream = true
 	res, err := c.postMap(ctx, l, req)
 	if err != nil {
+		c.registered = c.registered && !unknownNode(err)
 		return causeOr(ctx, err)
 	}
 	defer res.Body.Close()
@@ -82,8 +84,15 @@ func drain(ch chan struct{}) {
 	}
 }
 
-// postMap returns an answer with status 200. A coordinator that does not know
-// our key any more makes us register again.
+// unknownNode reports whether a coordinator says by err that it does not know
+// our key any more, as it does when its owner deleted this node. The next round
+// then registers the same key again; the pauses between rounds stay.
+func unknownNode(err error) bool {
+	var s *statusError
+	return errors.As(err, &s) && (s.code == http.StatusNotFound || s.code == http.StatusBadRequest)
+}
+
+// postMap returns an answer with status 200.
 func (c *Client) postMap(ctx context.Context, l *link, req *tailcfg.MapRequest) (*http.Response, error) {
 	body, err := json.Marshal(req)
 	if err != nil {
@@ -126,6 +135,7 @@ func (c *Client) readFrames(ctx context.Context, l *link, frames *frameReader, d
 				return err
 			}
 		}
+		dog.Stop() // the quiet that is asked for may be longer than a silence
 		if err := obey(ctx, m.Debug); err != nil {
 			return err
 		}
