@@ -87,17 +87,17 @@ func TestCandidateBounds(t *testing.T) {
 			t.Errorf("after %s: %d candidates, want %d", step, got, n)
 		}
 	}
-	want("netmap", maxNetmap)
+	want("netmap", 16)
 	if d := cmp.Diff(b.Endpoints[:maxNetmap], candidates(r.m, b), byValue()); d != "" {
 		t.Errorf("the first are the best: %s", d)
 	}
 	r.step(CallMeMaybe{over(b, 1), b.Disco, many(11, 500)})
-	want("call", maxStatic)
+	want("call", 24)
 	for i, a := range many(12, 500) {
 		r.step(Ping{From: Source{Addr: a}, Sender: b.Disco, TxID: foreign(uint32(i)), Node: b.Key})
 		r.wait(time.Millisecond)
 	}
-	want("pings", maxCandidates)
+	want("pings", 32)
 	got := candidates(r.m, b)
 	if last := many(12, 500)[499]; !slices.Contains(got, last) {
 		t.Errorf("the newest is not among %v", got)

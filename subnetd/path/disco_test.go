@@ -360,6 +360,18 @@ func TestCallsOut(t *testing.T) {
 			t.Errorf("%d calls in 20 s, want one every %v", n, pingEvery)
 		}
 	})
+	t.Run("moved", func(t *testing.T) {
+		r := localRig(t, b)
+		r.step(Sent{Peer: b.Key})
+		r.wait(time.Second)
+		if out := r.step(SetLocal{Endpoints: own, UDP: true}); len(out) > 0 {
+			t.Errorf("the same endpoints do %v", out)
+		}
+		out := r.step(SetLocal{Endpoints: addrs("203.0.113.1:5"), UDP: true})
+		if c := of[SendCallMeMaybe](out); len(c) != 1 || c[0].Endpoints[0] != addr("203.0.113.1:5") {
+			t.Errorf("new endpoints while looking do %v, want them told", out)
+		}
+	})
 	t.Run("stale, then fresh", func(t *testing.T) {
 		r := localRig(t, b)
 		r.wait(freshFor)

@@ -196,6 +196,7 @@ func TestRelayGone(t *testing.T) {
 		}
 	}
 	b.HomeRelay = 8
+	r.step(Received{b.Key, over(b, 5)})
 	r.step(RelayGone{b.Key, 1})
 	if u := lastUse(t, r.step(SetPeers{Peers: []mesh.Node{b}})); u.Region != 8 {
 		t.Errorf("new home 8: %+v", u)
@@ -377,6 +378,38 @@ func TestTimeGoesBack(t *testing.T) {
 	}
 	if !r.m.Wake().Equal(q.m.Wake()) {
 		t.Errorf("wake %v, want %v", q.m.Wake(), r.m.Wake())
+	}
+}
+
+// TestOrderOfPeers: in which order the coordinator names the peers says nothing.
+func TestOrderOfPeers(t *testing.T) {
+	b, c, d := node(2, ownA), node(3, ownB), node(4, "198.51.100.4:1")
+	run := func(peers ...mesh.Node) []Action {
+		r := localRig(t, peers...)
+		for _, n := range []mesh.Node{d, b, c} {
+			r.direct(n, n.Endpoints[0], time.Millisecond)
+		}
+		return append(r.step(Rebind{}), r.step(SetPeers{})...)
+	}
+	if d := cmp.Diff(run(b, c, d), run(d, c, b), byValue()); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestIdleKeepsLearnedPath: an address that nobody named, but that worked, is
+// the first guess also after a long silence.
+func TestIdleKeepsLearnedPath(t *testing.T) {
+	b := node(2)
+	r := localRig(t, b)
+	out := r.step(Ping{From: at(ownA), Sender: b.Disco, TxID: foreign(1), Node: b.Key})
+	r.answer(out, time.Millisecond)
+	r.wait(time.Hour)
+	out = r.step(Sent{Peer: b.Key})
+	if got := pinged(out); !slices.Equal(got, addrs(ownA)) {
+		t.Errorf("pinged %v", got)
+	}
+	if p := r.m.Path(b.Key); p.Addr != addr(ownA) || p.Relay != 1 {
+		t.Errorf("path %+v, want both ways", p)
 	}
 }
 
