@@ -306,4 +306,9 @@ func TestClose(t *testing.T) {
 	if err := n.Run(t.Context()); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a second Run: %v", err)
 	}
+	after, err := New(Config{Port: n.port})
+	if err != nil {
+		t.Fatalf("Run did not give its port back: %v", err)
+	}
+	after.Close()
 }

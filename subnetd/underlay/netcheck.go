@@ -45,10 +45,10 @@ func Netcheck(ctx context.Context, relays []mesh.RelayRegion, mark int) Report {
 	}
 	replies := make(chan stunReply, 32)
 	var readers sync.WaitGroup
+	defer readers.Wait() // after both are closed: the reader of one outlives the other
 	for _, s := range []*socket{v4, v6} {
 		if s != nil {
 			readers.Go(func() { readSTUN(s, replies) })
-			defer readers.Wait()
 			defer s.conn.Close()
 		}
 	}

@@ -314,7 +314,7 @@ func (m *portMapper) send(b []byte) {
 // take reads an answer. The socket is connected: it comes from the router.
 func (m *portMapper) take(b []byte) {
 	a, ok := parseMapAnswer(b)
-	if !ok || a.proto == protoPCP && a.op == opMap && (a.nonce != m.nonce || a.internal != m.port) {
+	if !ok || a.proto == protoPCP && a.op == opMap && a.nonce != m.nonce {
 		return
 	}
 	switch {

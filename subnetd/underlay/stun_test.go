@@ -85,6 +85,7 @@ func region(id int, servers ...*stunServer) mesh.RelayRegion {
 }
 
 func TestNetcheck(t *testing.T) {
+	noLeak(t)
 	const us, usElsewhere = "203.0.113.7:700", "203.0.113.7:701"
 	on := func(as ...string) []*stunServer {
 		var all []*stunServer
@@ -111,7 +112,6 @@ func TestNetcheck(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			noLeak(t)
 			got := Netcheck(t.Context(), tt.regions, 0)
 			if len(got.Latency) != len(tt.regions) {
 				t.Errorf("latency %v", got.Latency)
@@ -229,12 +229,13 @@ func (f *fakeNet) send(to netip.AddrPort, b []byte) error {
 	if err != nil {
 		return err
 	}
-	for _, r := range f.answer(try, to, id) {
-		time.AfterFunc(f.delay, func() {
+	all := f.answer(try, to, id)
+	time.AfterFunc(f.delay, func() {
+		for _, r := range all {
 			r.at = time.Now()
 			f.replies <- r
-		})
-	}
+		}
+	})
 	return nil
 }
 
