@@ -11,7 +11,10 @@ import (
 
 // clock is a clock that never goes back before a time known to have passed:
 // routers without a battery boot in 1970, where no certificate is valid yet.
-type clock struct{ floor time.Time }
+type clock struct {
+	floor   time.Time
+	started time.Time // with the monotonic reading that floor lacks
+}
 
 // newClock takes the floor from the build and the newest state file.
 func newClock(stateDir string) clock {
@@ -22,7 +25,7 @@ func newClock(stateDir string) clock {
 			floor = fi.ModTime()
 		}
 	}
-	return clock{floor: floor}
+	return clock{floor: floor, started: time.Now()}
 }
 
 func buildTime() time.Time {
@@ -43,11 +46,13 @@ func buildTime() time.Time {
 // runsBehind reports whether the machine's clock is known to be wrong.
 func (c clock) runsBehind() bool { return time.Now().Before(c.floor) }
 
+// now is the time, or while that is known to be wrong, the floor and what has
+// passed since the start.
 func (c clock) now() time.Time {
-	if now := time.Now(); now.After(c.floor) {
-		return now
+	if !c.runsBehind() {
+		return time.Now()
 	}
-	return c.floor
+	return c.floor.Add(time.Since(c.started))
 }
 
 // randomPort picks our UDP port outside the ranges that NATs and services use.

@@ -4,7 +4,7 @@ set -euo pipefail
 
 # program:package
 needed=(nft:nftables ip:iproute2 ping:iputils-ping iperf3:iperf3 xz:xz-utils mksquashfs:squashfs-tools
-	shellcheck:shellcheck curl:curl conntrack:conntrack flock:util-linux qemu-mipsel:qemu-user)
+	shellcheck:shellcheck curl:curl conntrack:conntrack flock:util-linux qemu-mipsel:qemu-user gcc:build-essential)
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=()

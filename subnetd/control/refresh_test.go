@@ -166,7 +166,7 @@ func TestSetHost(t *testing.T) {
 		c.expectCalls("lite", 1, 1)
 		q := c.got("lite")[0].req
 		checkMapRequest(t, q, host)
-		if q.Stream || !q.OmitPeers || q.ReadOnly || q.NodeKey != c.got("stream")[0].req.NodeKey || q.DiscoKey != m.cfg.Disco {
+		if q.Stream || !q.OmitPeers || q.NodeKey != c.got("stream")[0].req.NodeKey || q.DiscoKey != m.cfg.Disco {
 			t.Errorf("update told by %+v", q)
 		}
 		host.Endpoints[0].Type = 3 // the client must have its own copy

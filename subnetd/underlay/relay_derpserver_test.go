@@ -1,5 +1,3 @@
-//go:build derpserver
-
 package underlay
 
 import (
