@@ -227,3 +227,49 @@ func TestSince(t *testing.T) {
 		t.Errorf("direct since %v, want when the first pong came", got)
 	}
 }
+
+// TestSlowFirstAnswer: the first answer over a better family is slow, since the neighbour had to be found; it is asked
+// once more, and not passed over for ever.
+func TestSlowFirstAnswer(t *testing.T) {
+	const v4, v6 = "198.51.100.1:1", "[2001:db8::1]:1"
+	b := node(2, v4, v6)
+	r := newRig(t, b)
+	r.step(SetLocal{Endpoints: addrs("203.0.113.1:1"), UDP: true, V6: true})
+	pings := of[SendPing](r.step(Sent{Peer: b.Key}))
+	pong := func(p SendPing) []Action {
+		return r.step(Pong{From: p.To, Sender: b.Disco, TxID: p.TxID})
+	}
+	by := func(pings []SendPing, a string) SendPing {
+		for _, p := range pings {
+			if p.To.Addr == addr(a) {
+				return p
+			}
+		}
+		t.Fatalf("%s is not pinged: %+v", a, pings)
+		return SendPing{}
+	}
+	r.wait(time.Millisecond)
+	pong(by(pings, v4))
+	r.wait(20 * time.Millisecond)
+	again := of[SendPing](pong(by(pings, v6)))
+	r.wantPath(b, mesh.PathDirect, addr(v4))
+	r.wait(time.Millisecond)
+	more := of[SendPing](pong(by(again, v6)))
+	r.wantPath(b, mesh.PathDirect, addr(v6))
+	if len(more) != 0 {
+		t.Errorf("pinged once more: %+v", more)
+	}
+}
+
+// TestNewlyNamed: an address that the coordinator names while another path works is tried too.
+func TestNewlyNamed(t *testing.T) {
+	const v4, v6 = "198.51.100.1:1", "[2001:db8::1]:1"
+	b := node(2, v4)
+	r := newRig(t, b)
+	r.step(SetLocal{Endpoints: addrs("203.0.113.1:1"), UDP: true, V6: true})
+	r.talk(b.Key, 2*time.Second, time.Millisecond)
+	r.wantPath(b, mesh.PathDirect, addr(v4))
+	b.Endpoints = addrs(v4, v6)
+	r.answer(r.step(SetPeers{Peers: []mesh.Node{b}}), time.Millisecond)
+	r.wantPath(b, mesh.PathDirect, addr(v6))
+}

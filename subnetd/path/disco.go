@@ -30,6 +30,15 @@ func (m *Machine) pingAll(p *peer) {
 	}
 }
 
+// pingNew pings what the coordinator has named since the path was found.
+func (m *Machine) pingNew(p *peer) {
+	for _, c := range p.cands {
+		if c.netmap && c.pinged.IsZero() && m.reachable(c) {
+			m.ping(p, c)
+		}
+	}
+}
+
 // reachable reports whether there is a socket that could reach c.
 func (m *Machine) reachable(c *candidate) bool {
 	return c.addr.Addr().Is4() || m.local.V6 || !c.heard.IsZero() ||
@@ -188,14 +197,19 @@ func (m *Machine) answer(p *peer, sent time.Time, path mesh.Path) {
 
 // alive notes a pong from c, and makes c the path if it is the better one.
 func (m *Machine) alive(p *peer, c *candidate, rtt time.Duration) {
-	if c.rtt == 0 || !m.now.Before(c.heard.Add(2*repingEvery)) {
-		c.rtt = rtt
+	first := c.rtt == 0
+	if first || c.again || !m.now.Before(c.heard.Add(2*repingEvery)) {
+		c.rtt, c.again = rtt, false
 	} else {
 		c.rtt = (7*c.rtt + rtt) / 8
 	}
 	c.heard, c.asked = m.now, time.Time{}
 	p.askedSince = time.Time{}
 	if c != p.best && p.trusted(m.now) && !better(c, p.best) {
+		if first && bonus(c.addr.Addr()) > bonus(p.best.addr.Addr()) {
+			c.again = true
+			m.ping(p, c)
+		}
 		return
 	}
 	p.best, p.trustUntil = c, m.now.Add(trustFor)

@@ -149,6 +149,8 @@ func (m *Machine) drive(p *peer) {
 		}
 	} else if p.best.rtt > goodEnough && !m.now.Before(p.fullPing.Add(repingEvery)) {
 		m.pingAll(p)
+	} else {
+		m.pingNew(p)
 	}
 	if c := p.best; c != nil && !m.now.Before(c.pinged.Add(heartbeatEvery)) {
 		m.ping(p, c)

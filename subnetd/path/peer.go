@@ -84,6 +84,7 @@ type candidate struct {
 	back           time.Time     // last ping in answer to a ping
 	asked          time.Time     // first ping since the last pong
 	rtt            time.Duration // smoothed; 0: unknown
+	again          bool          // rtt may be too long: the first packet also looks for the neighbour
 	lastTx         TxID          // of the last ping from there
 }
 
