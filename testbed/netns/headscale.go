@@ -290,6 +290,16 @@ func (hs *Headscale) Expire(name string) {
 	hs.must("nodes", "expire", "-i", n.ID.String())
 }
 
+// Delete removes a machine, as an admin does.
+func (hs *Headscale) Delete(name string) {
+	hs.t.Helper()
+	n, err := hs.Node(name)
+	if err != nil {
+		hs.t.Fatal(err)
+	}
+	hs.must("nodes", "delete", "--force", "-i", n.ID.String())
+}
+
 // MeshAddrs gives the mesh addresses of a machine, IPv4 first.
 func (hs *Headscale) MeshAddrs(name string) (v4, v6 netip.Addr, err error) {
 	n, err := hs.Node(name)

@@ -31,6 +31,8 @@ type Host struct {
 	Addr4 netip.Addr // of its main interface
 	Addr6 netip.Addr // of its main interface; invalid without IPv6
 
+	box *Host // the NAT box before it, or nil
+
 	mu    sync.Mutex
 	procs []*Process
 }

@@ -52,7 +52,14 @@ func (l *Lab) behind(box, h *Host, ifname string, kind NAT) {
 	h.Addr4 = netip.MustParseAddr("10.99." + n + ".2")
 	h.ip("addr add 10.99."+n+".2/24 dev "+ifname, "route add default via 10.99."+n+".1")
 	box.nft(natRules(kind))
+	h.box = box
 }
+
+// Behind is the NAT box before the host; nil: it has a public address.
+func (h *Host) Behind() *Host { return h.box }
+
+// EasyRules is the ruleset of an easy NAT, for tests in which a network changes.
+func EasyRules() string { return natRules(Easy) }
 
 // natRules is the ruleset of a NAT box. What comes to the box itself unasked is dropped before conntrack confirms it:
 // otherwise a peer's first hole-punching packet would occupy the very mapping that the inside host is about to need.
