@@ -125,6 +125,20 @@ func (m *Machine) onPing(e Ping) {
 	}
 }
 
+// onStranger asks the peer that may be there. It sends to us on a path of which
+// we know nothing since our restart, and would find out only by its next ping.
+func (m *Machine) onStranger(e Stranger) {
+	a := unmap(e.From)
+	for _, p := range m.order {
+		c := p.candidate(a)
+		if c == nil || p.disco.IsZero() || m.now.Before(c.pinged.Add(heartbeatEvery)) {
+			continue
+		}
+		m.ping(p, c)
+		m.settle(p)
+	}
+}
+
 func (m *Machine) onRelayPing(e Ping, peers []*peer) {
 	p := m.peers[e.From.Node]
 	if p == nil || !slices.Contains(peers, p) {

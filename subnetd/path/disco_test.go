@@ -433,3 +433,24 @@ func TestRelayOnlyPeer(t *testing.T) {
 		t.Errorf("called: %v", out)
 	}
 }
+
+// TestStranger: data from an address that is nobody's, as after our restart, makes us ask the peer that is said to be
+// there, and nobody else, and not at every packet.
+func TestStranger(t *testing.T) {
+	const there = "198.51.100.1:1"
+	b, c := node(2, there, "198.51.100.2:1"), node(3, "198.51.100.3:1")
+	r := localRig(t, b, c)
+	out := r.step(Stranger{From: addr(there)})
+	if got := pinged(out); !slices.Equal(got, addrs(there)) {
+		t.Fatalf("pinged %v, want only %s", got, there)
+	}
+	if got := pinged(r.step(Stranger{From: addr(there)})); len(got) != 0 {
+		t.Errorf("pinged again at once: %v", got)
+	}
+	if got := r.step(Stranger{From: addr("203.0.113.77:7")}); len(got) != 0 {
+		t.Errorf("an address that nobody named leads to %v", got)
+	}
+	r.answer(out, time.Millisecond)
+	r.wantPath(b, mesh.PathDirect, addr(there))
+	r.wantPath(c, mesh.PathRelay, netip.AddrPort{})
+}

@@ -68,6 +68,8 @@ func (m *Machine) Step(now time.Time, e Event) []Action {
 			p.heardOver(e.From.Region)
 			m.settle(p)
 		}
+	case Stranger:
+		m.onStranger(e)
 	case Ping:
 		m.onPing(e)
 	case Pong:

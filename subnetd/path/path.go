@@ -46,6 +46,8 @@ type (
 		Peer key.NodePublic
 		From Source
 	}
+	// Stranger says that WireGuard data came from an address that is nobody's.
+	Stranger struct{ From netip.AddrPort }
 	// Ping is a disco ping; Sender is the disco key it was sealed with.
 	Ping struct {
 		From   Source
@@ -87,6 +89,7 @@ func (SetPeers) event()    {}
 func (SetLocal) event()    {}
 func (Sent) event()        {}
 func (Received) event()    {}
+func (Stranger) event()    {}
 func (Ping) event()        {}
 func (Pong) event()        {}
 func (CallMeMaybe) event() {}

@@ -217,6 +217,8 @@ func (u *Underlay) demux(r *reader, packets [][]byte, sizes []int, from []key.No
 			if p := addrs[addr]; p != nil {
 				from[n] = p.key
 				u.noteReceived(p, path.Source{Addr: addr})
+			} else if b[0] == wireguardData {
+				u.noteStranger(addr)
 			}
 			n++
 		}
@@ -231,6 +233,9 @@ const (
 	kindDisco
 	kindSTUN
 )
+
+// wireguardData is the first byte of a packet of data.
+const wireguardData = 4
 
 // classify tells what shares the port apart. Only STUN answers count as STUN:
 // the cookie alone can also be the receiver index of a WireGuard packet, whose
@@ -388,9 +393,19 @@ func (u *Underlay) noteReceived(p *peer, from path.Source) {
 	}
 }
 
-func (u *Underlay) due(last *atomic.Int64) bool {
+// noteStranger tells the machine of data from an address that is nobody's, ten
+// times a second at most.
+func (u *Underlay) noteStranger(from netip.AddrPort) {
+	if u.dueEvery(&u.strange, 100*time.Millisecond) {
+		u.hint(path.Stranger{From: from})
+	}
+}
+
+func (u *Underlay) due(last *atomic.Int64) bool { return u.dueEvery(last, time.Second) }
+
+func (u *Underlay) dueEvery(last *atomic.Int64, pause time.Duration) bool {
 	now, was := int64(u.uptime())+1, last.Load()
-	return (was == 0 || now-was >= int64(time.Second)) && last.CompareAndSwap(was, now)
+	return (was == 0 || now-was >= int64(pause)) && last.CompareAndSwap(was, now)
 }
 
 func (u *Underlay) hint(e path.Event) {

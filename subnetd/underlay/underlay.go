@@ -114,6 +114,8 @@ type Underlay struct {
 	addrs  atomic.Pointer[map[netip.AddrPort]*peer]
 	relays atomic.Pointer[map[int]*relay]
 
+	strange atomic.Int64 // uptime at which the machine was last told of a stranger
+
 	packets sync.Pool // *packet
 	senders sync.Pool // *sender
 

@@ -47,6 +47,9 @@ type roster struct {
 type bind struct {
 	transport Transport
 	stranger  *endpoint
+	// lost is set once data came from nobody known: some node goes on sending
+	// under session keys of before our start.
+	lost atomic.Bool
 	// orphan is told of a node that sends under session keys we never had.
 	orphan func(key.NodePublic)
 
@@ -83,10 +86,11 @@ func (b *bind) setPeers(peers []host.Peer) {
 
 func (b *bind) keys() map[string]key.NodePublic { return b.roster.Load().byText }
 
-// takeWaiting reports, once, whether a handshake with the peer is not answered.
+// takeWaiting reports, once, whether a handshake with the peer is not answered,
+// or should have been made by us.
 func (b *bind) takeWaiting(k key.NodePublic) bool {
 	e := b.roster.Load().byKey[k]
-	return e != nil && e.waiting.Swap(false)
+	return e != nil && (e.waiting.Swap(false) || b.lost.Load() && !e.met.Swap(true))
 }
 
 // Open gives the transport's receivers. The port is the transport's own.
@@ -129,7 +133,13 @@ func (b *bind) receiver(receive func([][]byte, []int, []key.NodePublic) (int, er
 // our restart: until they do, what they send is lost, for fifteen seconds by
 // WireGuard's own timers.
 func (b *bind) heard(e *endpoint, packet []byte) {
-	if e == b.stranger || len(packet) == 0 {
+	if len(packet) == 0 {
+		return
+	}
+	if e == b.stranger {
+		if packet[0] == messageTransport && !b.lost.Load() {
+			b.lost.Store(true)
+		}
 		return
 	}
 	if packet[0] != messageInitiation && e.waiting.Load() {
