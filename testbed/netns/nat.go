@@ -3,7 +3,9 @@ package netns
 import (
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strconv"
+	"strings"
 )
 
 // NAT is what stands between a host and the internet.
@@ -57,6 +59,44 @@ func (l *Lab) behind(box, h *Host, ifname string, kind NAT) {
 
 // Behind is the NAT box before the host; nil: it has a public address.
 func (h *Host) Behind() *Host { return h.box }
+
+// mappedAddr is an outer address that a port-mapping router believes to be public: it refuses those for documentation.
+const mappedAddr = "9.9.9.9"
+
+// MapPorts makes the NAT box before h a router that forwards ports on request: Debian's miniupnpd, speaking NAT-PMP and
+// PCP, or UPnP. The box stays as hard a NAT as it was. The address it forwards from is given.
+func (l *Lab) MapPorts(h *Host, upnp bool) netip.Addr {
+	l.t.Helper()
+	box, yes, no := h.box, "enable_natpmp", "enable_upnp"
+	if upnp {
+		yes, no = no, yes
+	}
+	box.ip("addr add " + mappedAddr + "/32 dev wan")
+	l.inet.ip(fmt.Sprintf("route add %s/32 via %s", mappedAddr, box.Addr4))
+	box.nft("delete table inet nat")
+	box.nft(strings.NewReplacer(
+		"chain post {", "chain upnp_post { }\n\tchain upnp_pre { }\n\tchain upnp_forward { }\n"+
+			"\tchain pre { type nat hook prerouting priority dstnat; jump upnp_pre; }\n\tchain post {",
+		"iifname \"wan\" drop\n\t}\n}", "jump upnp_forward\n\t\tiifname \"wan\" drop\n\t}\n}",
+	).Replace(natRules(Hard)))
+	conf := l.write("miniupnpd-"+box.Name, fmt.Sprintf(`ext_ifname=wan
+ext_ip=%s
+listening_ip=lan
+%s=yes
+%s=no
+upnp_table_name=nat
+upnp_nat_table_name=nat
+upnp_forward_chain=upnp_forward
+upnp_nat_chain=upnp_pre
+upnp_nat_postrouting_chain=upnp_post
+secure_mode=yes
+system_uptime=yes
+uuid=00000000-0000-0000-0000-000000000001
+allow 1024-65535 0.0.0.0/0 1024-65535
+`, mappedAddr, yes, no))
+	box.Start(peer(l.t, "miniupnpd", miniupnpdVersion, "miniupnpd"), "-d", "-f", conf, "-P", filepath.Join(l.dir, "miniupnpd.pid"))
+	return netip.MustParseAddr(mappedAddr)
+}
 
 // EasyRules is the ruleset of an easy NAT, for tests in which a network changes.
 func EasyRules() string { return natRules(Easy) }

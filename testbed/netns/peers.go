@@ -10,6 +10,7 @@ import (
 const (
 	tailscaleVersion = "v1.102.5"
 	headscaleVersion = "v0.29.0"
+	miniupnpdVersion = "debian"
 )
 
 // peer is the path of a stock program that testbed/peers/build.sh built; the test fails if there is none.

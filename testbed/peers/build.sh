@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Builds the strangers the testbed meets: stock tailscale, tailscaled and Headscale.
+# Builds the strangers the testbed meets: stock tailscale, tailscaled and Headscale. The port-mapping router miniupnpd
+# is Debian's; it is unpacked, not installed, since its package would start it on this machine.
 # Each is built once into ${SUBNETD_CACHE:-~/.cache/subnetd}/peers/<name>-<version>/ and found there afterwards.
 set -euo pipefail
 
 tailscale_version=v1.102.5
 headscale_version=v0.29.0
+miniupnpd_version=debian
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${SUBNETD_CACHE:-$HOME/.cache/subnetd}/peers
@@ -28,6 +30,14 @@ build_headscale() {
 		env -u GOOS -u GOARCH CGO_ENABLED=0 go build -trimpath -o "$1/headscale" github.com/juanfont/headscale/cmd/headscale)
 }
 
+build_miniupnpd() (
+	cd "$1"
+	apt-get download -q miniupnpd-nftables >&2 || { apt-get update -q >&2 && apt-get download -q miniupnpd-nftables >&2; }
+	dpkg -x miniupnpd-nftables*.deb unpacked
+	mv unpacked/usr/sbin/miniupnpd .
+	rm -r unpacked ./*.deb
+)
+
 # peer NAME VERSION: builds into a temporary folder and renames it, so that what exists is whole.
 peer() {
 	local name=$1 version=$2 want="$cache/$1-$2"
@@ -42,3 +52,4 @@ peer() {
 
 peer tailscale "$tailscale_version"
 peer headscale "$headscale_version"
+peer miniupnpd "$miniupnpd_version"
