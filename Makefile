@@ -24,6 +24,7 @@ lint:
 
 unit:
 	$(GO) test -race ./subnetd/...
+	@$(GO) test -count=1 -v -run Thousand ./subnetd/control ./subnetd/host/tunnel | grep -E "_test.go|^(ok|FAIL|---)"
 
 # The pure packages once more on a 32-bit big-endian and little-endian router CPU, where qemu-user is installed.
 mips:

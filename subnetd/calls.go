@@ -48,7 +48,7 @@ func (d *daemon) ping(ctx context.Context, target string) (api.PingResult, error
 		return api.PingResult{}, fmt.Errorf("pinging %s: %w", strings.TrimSuffix(n.Name, "."), err)
 	}
 	if p.Kind == mesh.PathNone {
-		return api.PingResult{}, fmt.Errorf("%s did not answer: %s", strings.TrimSuffix(n.Name, "."), p.Reason)
+		return api.PingResult{}, fmt.Errorf("%w from %s: %s", api.ErrSilent, strings.TrimSuffix(n.Name, "."), p.Reason)
 	}
 	r := api.PingResult{Name: strings.TrimSuffix(n.Name, "."), Path: p, Relay: regionCode(nm.Relays, p.Relay)}
 	if len(n.Addresses) > 0 {

@@ -108,6 +108,7 @@ func build(opts cli.RunOptions) (*daemon, error) {
 		Now: d.clock.now, Log: d.logger("engine"),
 	})
 	d.engine.SetConfig(d.cfg)
+	d.tellUnbuilt(d.cfg)
 	d.engine.SetProblem("identity", d.started, "Put a backup of the file back and restart, or go on as a new node.")
 	d.cache = newNetmapCache(d.dir, d.logger("cache"), func(text string) {
 		d.engine.SetProblem("disk", text, "Free some space: after a restart without the coordinator this node may not know the mesh.")

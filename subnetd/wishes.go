@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -54,6 +55,25 @@ func (d *daemon) reload(ctx context.Context) error {
 	return nil
 }
 
+// tellUnbuilt says which wishes this version cannot fulfil yet.
+func (d *daemon) tellUnbuilt(c config.Config) {
+	var keys []string
+	for key, wished := range map[string]bool{
+		"exit.offer": c.Exit.Offer, "exit.use": c.Exit.Use != "", "exit.devices": len(c.Exit.Devices) > 0,
+		"tunnel.engine = \"kernel\"": c.Tunnel.Engine == "kernel", "home.url": c.Home.URL != "",
+	} {
+		if wished {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	text := ""
+	if len(keys) > 0 {
+		text = "Not built into this version yet, and without effect: " + strings.Join(keys, ", ") + "."
+	}
+	d.engine.SetProblem("unbuilt", text, "Remove them from the configuration, or wait for a newer version.")
+}
+
 // adopt makes next the wishes in force and returns those before.
 func (d *daemon) adopt(next config.Config) config.Config {
 	d.mu.Lock()
@@ -61,6 +81,7 @@ func (d *daemon) adopt(next config.Config) config.Config {
 	d.cfg = next
 	d.mu.Unlock()
 	d.engine.SetConfig(next)
+	d.tellUnbuilt(next)
 	if next.Mesh.Hostname != "" && next.Mesh.Hostname != was.Mesh.Hostname {
 		d.member.change(func(h *control.Host) { h.Hostname = next.Mesh.Hostname })
 	}

@@ -26,7 +26,8 @@ type Funcs struct {
 	// Down leaves the mesh and removes everything from the machine's network;
 	// Logout also forgets who this node was. Both return when it is done.
 	Down, Logout func(ctx context.Context) error
-	// Ping asks the peer of that name or address. ErrUnknownPeer if none is.
+	// Ping asks the peer of that name or address. ErrUnknownPeer if none is,
+	// ErrSilent if it did not answer: asking again may help then, and only then.
 	Ping func(ctx context.Context, target string) (PingResult, error)
 	// Netcheck says how this network treats us, as something that marshals to JSON.
 	Netcheck func(ctx context.Context) (any, error)
@@ -36,6 +37,9 @@ type Funcs struct {
 
 // ErrUnknownPeer is returned by Funcs.Ping, and arrives at the client as text.
 var ErrUnknownPeer = errors.New("no peer has that name or address")
+
+// ErrSilent is returned by Funcs.Ping, and arrives at the client as text.
+var ErrSilent = errors.New("no answer")
 
 // UpRequest is the body of POST /v1/up. An empty field means: as before.
 type UpRequest struct {

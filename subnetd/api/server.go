@@ -283,7 +283,7 @@ func (s *Server) ping(_ http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	res, err := s.funcs.Ping(r.Context(), to)
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("no answer within %s: %w", pingTimeout, context.DeadlineExceeded)
+		err = fmt.Errorf("%w within %s: %w", ErrSilent, pingTimeout, context.DeadlineExceeded)
 	}
 	return res, err
 }

@@ -213,7 +213,7 @@ func TestPing(t *testing.T) {
 		Path: mesh.Path{Kind: mesh.PathRelay, RTT: 20 * time.Millisecond, Reason: "no UDP here"}}
 	direct := api.PingResult{Name: "phone", Addr: netip.MustParseAddr("100.64.0.2"),
 		Path: mesh.Path{Kind: mesh.PathDirect, RTT: 1500 * time.Microsecond, Addr: netip.MustParseAddrPort("203.0.113.9:41641")}}
-	silent := errors.New("phone did not answer: no answer within 5 s")
+	silent := fmt.Errorf("%w from phone: no answer within 5 s", api.ErrSilent)
 	for _, tt := range []struct {
 		name           string
 		args           []string
@@ -231,7 +231,8 @@ func TestPing(t *testing.T) {
 		{"as many as asked", []string{"-c", "2"}, func(int) (api.PingResult, error) { return direct, nil }, 0,
 			strings.Repeat("pong of phone (100.64.0.2) from 203.0.113.9:41641 in 1.5 ms\n", 2), "", 2},
 		{"silence", []string{"-c", "1"}, func(int) (api.PingResult, error) { return api.PingResult{}, silent }, 1, "",
-			silent.Error() + "\nsubnetd: no answer from phone: " + silent.Error() + "\n", 1},
+			silent.Error() + "\nsubnetd: " + silent.Error() + "\n", 1},
+		{"no mesh", nil, func(int) (api.PingResult, error) { return api.PingResult{}, errors.New("in no mesh") }, 1, "", "subnetd: in no mesh\n", 1},
 		{"nobody", nil, func(int) (api.PingResult, error) {
 			return api.PingResult{}, fmt.Errorf("%w: %q", api.ErrUnknownPeer, "phone")
 		}, 1, "", "subnetd: no peer has that name or address: \"phone\"\n", 1},

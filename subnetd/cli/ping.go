@@ -44,7 +44,7 @@ func (p *program) ping(ctx context.Context, c *api.Client, target string, count 
 			}
 		}
 		r, err := c.Ping(ctx, target)
-		if err != nil && strings.HasPrefix(err.Error(), api.ErrUnknownPeer.Error()) {
+		if err != nil && !strings.HasPrefix(err.Error(), api.ErrSilent.Error()) {
 			return err // asking again will not help
 		}
 		if err != nil {
@@ -61,7 +61,7 @@ func (p *program) ping(ctx context.Context, c *api.Client, target string, count 
 	if answered {
 		return nil
 	}
-	return fmt.Errorf("no answer from %s: %w", target, failed)
+	return failed
 }
 
 func pong(r api.PingResult) string {

@@ -144,3 +144,65 @@ func TestWatchGivesTheNewest(t *testing.T) {
 		}
 	})
 }
+
+// TestExpiryIsTold: from seven days ahead the owner is told that this node's key expires, by every status.
+func TestExpiryIsTold(t *testing.T) {
+	for _, tt := range []struct {
+		left time.Duration
+		want string
+	}{
+		{0, ""}, // it never expires
+		{8 * 24 * time.Hour, ""},
+		{6*24*time.Hour + time.Hour, "This node's key expires in 6 days."},
+		{-time.Second, "This node's key has expired: the mesh no longer talks to it."},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			e := New(Config{Apply: (&hands{}).set, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+			go func() { _ = e.Run(ctx) }()
+			var expiry time.Time
+			if tt.left != 0 {
+				expiry = time.Now().Add(tt.left)
+			}
+			e.SetNetmap(netmap(expiry), key.NewNode())
+			synctest.Wait()
+			got := ""
+			for _, p := range e.Status().Problems {
+				if p.Code == "key-expiry" || p.Code == "key-expired" {
+					got = p.Text
+				}
+			}
+			if got != tt.want {
+				t.Errorf("%v before: %q, want %q", tt.left, got, tt.want)
+			}
+		})
+	}
+}
+
+// TestRepair: the hands look at the machine again when somebody was at it, though the plan is the same.
+func TestRepair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		h := &hands{}
+		e := New(Config{Apply: h.set, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+		go func() { _ = e.Run(ctx) }()
+		count := func() int {
+			synctest.Wait()
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return len(h.told)
+		}
+		e.SetNetmap(netmap(time.Time{}), key.NewNode())
+		before := count()
+		e.Kick()
+		if n := count(); n != before {
+			t.Errorf("an unchanged plan was applied %d times more", n-before)
+		}
+		e.Repair()
+		if n := count(); n != before+1 {
+			t.Errorf("after a repair: %d times, want once", n-before)
+		}
+	})
+}
