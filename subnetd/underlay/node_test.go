@@ -41,6 +41,7 @@ func startNode(t testing.TB, change func(*Underlay)) *node {
 		t.Fatal(err)
 	}
 	n.Underlay = u
+	u.ssdpGroup = netip.AddrPortFrom(loopback, ssdpPort) // no multicast from tests
 	if change != nil {
 		change(u)
 	}

@@ -3,24 +3,27 @@ package underlay
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The port mapper asks the router before us to forward our UDP port, so that
 // peers reach us through a NAT that would not let them in. It speaks PCP and
-// NAT-PMP. UPnP is left out on purpose: it needs HTTP, XML and multicast, and
-// the program has to fit into a router's flash.
+// NAT-PMP, and UPnP to routers that speak neither (see portmap_upnp.go).
 
 const (
 	mapServerPort = 5351
 	mapLifetime   = 2 * time.Hour          // what we ask for; RFC 6886 recommends it
 	mapLongest    = 24 * time.Hour         // what we believe (RFC 6887, 15)
 	mapTries      = 9                      // requests of one round (RFC 6886, 3.1)
+	mapRefusals   = 3                      // requests in a row that ICMP says nobody hears
 	mapFirstPMP   = 250 * time.Millisecond // to the second request; then doubled
 	mapFirstPCP   = 3 * time.Second        // the same for PCP
 	mapWaitMost   = 64 * time.Second       // between two requests
@@ -38,6 +41,7 @@ const (
 	speaksUnknown mapKnown = iota
 	speaksPCP
 	speaksPMP
+	speaksUPnP
 )
 
 // portMapper is the state of the port mapper's goroutine. Times that are zero
@@ -48,6 +52,8 @@ type portMapper struct {
 	log     *slog.Logger
 	gateway <-chan netip.Addr
 	mapped  chan<- []netip.AddrPort
+	upnp    *upnpNet        // nil: without UPnP
+	ctx     context.Context // of run
 
 	router netip.Addr
 	link   *mapLink // nil: not connected
@@ -61,8 +67,16 @@ type portMapper struct {
 	epoch   uint32
 	epochAt time.Time
 
-	tries   int       // requests sent in this round
-	pcpSent time.Time // while we do not know the protocol: the last PCP request
+	tries    int       // requests sent in this round
+	refusals int       // the last so many in a row were refused by ICMP
+	unheard  bool      // the last one was
+	pcpSent  time.Time // while we do not know the protocol: the last PCP request
+
+	try       *upnpTry    // under way; nil: none
+	upnpTried bool        // since begin
+	igd       upnpMapping // what is held, if it is by UPnP
+	upnpJobs  sync.WaitGroup
+	upnpLast  <-chan struct{} // closed when the newest job has ended
 
 	resend time.Time // a round is under way
 	renew  time.Time // held: the next round
@@ -75,6 +89,7 @@ type portMapper struct {
 func (u *Underlay) portMapLoop(ctx context.Context) {
 	d := net.Dialer{Control: markControl(u.cfg.Mark, u.cfg.Log)}
 	m := portMapper{port: u.port, log: u.cfg.Log, gateway: u.gateway, mapped: u.mapped,
+		upnp: newUPnPNet(u.ssdpPort, u.ssdpGroup, u.cfg.Mark, u.cfg.Log),
 		dial: func(ctx context.Context, router netip.Addr) (net.Conn, error) {
 			return d.DialContext(ctx, "udp4", netip.AddrPortFrom(router, u.mapPort).String())
 		}}
@@ -83,6 +98,8 @@ func (u *Underlay) portMapLoop(ctx context.Context) {
 
 func (m *portMapper) run(ctx context.Context) {
 	_, _ = rand.Read(m.nonce[:]) // never fails, by its documentation
+	m.ctx = ctx
+	defer m.upnpJobs.Wait()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	defer m.leave()
@@ -93,6 +110,10 @@ func (m *portMapper) run(ctx context.Context) {
 			m.setRouter(ctx, a)
 		case b := <-m.link.incoming():
 			m.take(b)
+		case <-m.link.unheard():
+			m.takeRefusal()
+		case <-m.try.ended():
+			m.takeUPnP()
 		case <-timer.C:
 			m.due(ctx)
 		case <-ctx.Done():
@@ -181,14 +202,17 @@ func (m *portMapper) begin(ctx context.Context) {
 		return
 	}
 	m.link = newMapLink(conn)
+	m.upnpTried = false
 	m.speaks, m.epochAt, m.pcpSent = speaksUnknown, time.Time{}, time.Time{}
 	m.newRound()
 }
 
 // leave deletes the mapping, as far as the router still hears us, and forgets
-// the router. One datagram must do: we do not wait for its answer.
+// the router. One datagram must do: we do not wait for its answer. By UPnP it
+// takes longer, but not here.
 func (m *portMapper) leave() {
 	m.unmap()
+	m.dropUPnP()
 	m.link.close()
 	m.link, m.router = nil, netip.Addr{}
 	m.giveUp(0)
@@ -208,7 +232,15 @@ func (m *portMapper) unmap() {
 		if !m.pcpSent.IsZero() {
 			m.send(m.request(0).pcp())
 		}
+	case speaksUPnP:
+		m.releaseUPnP(m.igd)
 	}
+}
+
+// refused ends the round in PCP and NAT-PMP. UPnP may do better.
+func (m *portMapper) refused(retry time.Duration) {
+	m.giveUp(retry)
+	m.tryUPnP()
 }
 
 // giveUp ends the round and what was held. Nobody is told: most routers speak
@@ -221,21 +253,33 @@ func (m *portMapper) giveUp(retry time.Duration) {
 
 func (m *portMapper) newRound() {
 	m.tries, m.outer, m.denied, m.renew = 0, netip.Addr{}, 0, time.Time{}
+	m.refusals, m.unheard = 0, false
+	if m.speaks == speaksUPnP {
+		m.startUPnP(m.igd)
+		return
+	}
 	m.ask()
 }
 
 // ask sends what this round still needs to know, later and later.
 func (m *portMapper) ask() {
 	now := time.Now()
+	if !m.unheard {
+		m.refusals = 0
+	}
+	m.unheard = false
 	switch unknown := m.speaks == speaksUnknown; {
-	case m.tries == mapTries:
+	case m.tries == mapTries || m.refusals >= mapRefusals:
 		m.noAnswer()
 		return
 	case unknown && m.denied != 0:
-		m.giveUp(m.denied)
+		m.refused(m.denied)
 		return
 	case unknown && m.outer.IsValid():
 		m.speaks = speaksPMP // it answered that and not the other
+	}
+	if m.tries >= mapSilent && !m.held.IsValid() {
+		m.tryUPnP()
 	}
 	first := mapFirstPMP
 	if m.speaks == speaksPCP {
@@ -260,7 +304,7 @@ func (m *portMapper) ask() {
 // noAnswer ends a round. What is held may be there still, until it expires.
 func (m *portMapper) noAnswer() {
 	if !m.held.IsValid() {
-		m.giveUp(mapRetry)
+		m.refused(mapRetry)
 		return
 	}
 	now := time.Now()
@@ -304,6 +348,7 @@ func (m *portMapper) request(lifetime time.Duration) mapRequest {
 func (m *portMapper) send(b []byte) {
 	_, err := m.link.conn.Write(b)
 	if err != nil {
+		m.noteRefusal(err)
 		_, err = m.link.conn.Write(b)
 	}
 	if err != nil {
@@ -311,12 +356,30 @@ func (m *portMapper) send(b []byte) {
 	}
 }
 
+// noteRefusal counts requests of this round that reached nobody. One request
+// may be several datagrams, and be refused as often.
+func (m *portMapper) noteRefusal(err error) {
+	if errors.Is(err, unix.ECONNREFUSED) && !m.unheard {
+		m.unheard = true
+		m.refusals++
+	}
+}
+
+// takeRefusal takes that ICMP says nobody listens at the router.
+func (m *portMapper) takeRefusal() {
+	m.noteRefusal(unix.ECONNREFUSED)
+	if m.refusals >= mapRefusals && !m.resend.IsZero() {
+		m.noAnswer()
+	}
+}
+
 // take reads an answer. The socket is connected: it comes from the router.
 func (m *portMapper) take(b []byte) {
 	a, ok := parseMapAnswer(b)
-	if !ok || a.proto == protoPCP && a.op == opMap && a.nonce != m.nonce {
+	if !ok || a.proto == protoPCP && a.op == opMap && a.nonce != m.nonce || m.speaks == speaksUPnP {
 		return
 	}
+	m.refusals, m.unheard = 0, false
 	switch {
 	case a.op == opMap:
 		m.takeMap(a)
@@ -338,7 +401,7 @@ func (m *portMapper) takeOuter(a mapAnswer) {
 	case a.result != resultOK:
 		switch {
 		case asking && m.speaks == speaksPMP:
-			m.giveUp(retryAfter(a))
+			m.refused(retryAfter(a))
 		case asking:
 			m.denied = retryAfter(a) // if PCP does not answer either
 		}
@@ -373,7 +436,7 @@ func (m *portMapper) takeMap(a mapAnswer) {
 	}
 	switch {
 	case a.result != resultOK:
-		m.giveUp(retryAfter(a))
+		m.refused(retryAfter(a))
 		return
 	case a.internal != m.port || a.lifetime == 0 || a.external.Port() == 0:
 		return
@@ -402,6 +465,7 @@ func (m *portMapper) hold(a mapAnswer) {
 	m.expire = now.Add(life)
 	m.renew = now.Add(max(life/2, mapRenewLeast))
 	m.check = now.Add(mapCheckEvery)
+	m.dropUPnP() // it came second
 }
 
 // rebooted remembers a router's epoch and says if it is not the last one gone
@@ -447,12 +511,14 @@ type mapLink struct {
 	conn    net.Conn
 	local   netip.Addr
 	answers chan []byte
+	refused chan struct{} // one slot: ICMP said that nobody listens
 	ended   chan struct{}
 	reader  sync.WaitGroup
 }
 
 func newMapLink(conn net.Conn) *mapLink {
-	l := &mapLink{conn: conn, local: localIP(conn), answers: make(chan []byte), ended: make(chan struct{})}
+	l := &mapLink{conn: conn, local: localIP(conn), answers: make(chan []byte),
+		refused: make(chan struct{}, 1), ended: make(chan struct{})}
 	l.reader.Go(l.read)
 	return l
 }
@@ -471,6 +537,9 @@ func (l *mapLink) read() {
 	for {
 		n, err := l.conn.Read(b)
 		if err != nil {
+			if errors.Is(err, unix.ECONNREFUSED) {
+				signal(l.refused)
+			}
 			select {
 			case <-time.After(mapReadPause):
 				continue
@@ -491,6 +560,13 @@ func (l *mapLink) incoming() <-chan []byte {
 		return nil
 	}
 	return l.answers
+}
+
+func (l *mapLink) unheard() <-chan struct{} {
+	if l == nil {
+		return nil
+	}
+	return l.refused
 }
 
 func (l *mapLink) close() {

@@ -39,9 +39,14 @@ var (
 
 // startMapper runs a port mapper that can reach routers.
 func startMapper(t *testing.T, routers map[netip.Addr]*mapRouter) *mapTest {
+	return startMapperUPnP(t, routers, nil)
+}
+
+// startMapperUPnP is the same with a network for UPnP.
+func startMapperUPnP(t *testing.T, routers map[netip.Addr]*mapRouter, upnp *upnpNet) *mapTest {
 	mt := &mapTest{t: t, gateway: make(chan netip.Addr, 1), routers: routers, local: "192.168.1.2"}
 	mapped := make(chan []netip.AddrPort)
-	m := portMapper{port: mapTestPort, log: slog.New(slog.DiscardHandler), gateway: mt.gateway, mapped: mapped, dial: mt.dial}
+	m := portMapper{port: mapTestPort, log: slog.New(slog.DiscardHandler), gateway: mt.gateway, mapped: mapped, dial: mt.dial, upnp: upnp}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { m.run(ctx) })

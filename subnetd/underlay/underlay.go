@@ -96,18 +96,20 @@ type Underlay struct {
 	facts  *host.Facts
 	wake   chan struct{}
 
-	probes  chan probe
-	hints   chan path.Event       // from data plane and relays; dropped when full
-	inbound chan *packet          // sealed disco messages; dropped when full
-	stunIn  chan stunReply        // STUN answers; dropped when full
-	relayIn chan *packet          // WireGuard packets that came over a relay
-	results chan measurement      // of the measuring goroutine
-	measure chan measureOrder     // one slot: newest order
-	mapped  chan []netip.AddrPort // of the port mapper
-	gateway chan netip.Addr       // one slot: where the port mapper shall ask
-	mapPort uint16                // of the router; tests have their own
-	done    chan struct{}         // closed when Run has ended
-	started atomic.Bool
+	probes    chan probe
+	hints     chan path.Event       // from data plane and relays; dropped when full
+	inbound   chan *packet          // sealed disco messages; dropped when full
+	stunIn    chan stunReply        // STUN answers; dropped when full
+	relayIn   chan *packet          // WireGuard packets that came over a relay
+	results   chan measurement      // of the measuring goroutine
+	measure   chan measureOrder     // one slot: newest order
+	mapped    chan []netip.AddrPort // of the port mapper
+	gateway   chan netip.Addr       // one slot: where the port mapper shall ask
+	mapPort   uint16                // of the router; tests have their own
+	ssdpPort  uint16                // the same
+	ssdpGroup netip.AddrPort        // the same
+	done      chan struct{}         // closed when Run has ended
+	started   atomic.Bool
 
 	// Snapshots for the data plane: written by the loop only.
 	peers  atomic.Pointer[map[key.NodePublic]*peer]
@@ -157,6 +159,8 @@ func New(cfg Config) (*Underlay, error) {
 		mapped:      make(chan []netip.AddrPort),
 		gateway:     make(chan netip.Addr, 1),
 		mapPort:     mapServerPort,
+		ssdpPort:    ssdpPort,
+		ssdpGroup:   netip.AddrPortFrom(netip.MustParseAddr(ssdpGroup), ssdpPort),
 		done:        make(chan struct{}),
 		state:       State{Port: port, UDP: true},
 		stateSignal: make(chan struct{}, 1),

@@ -12,9 +12,15 @@ import (
 // TestPortMapping: two hard NATs give no direct path, but a router that forwards ports on request does. The router is
 // Debian's miniupnpd.
 func TestPortMapping(t *testing.T) {
+	t.Run("PCP-and-NAT-PMP", func(t *testing.T) { mapPorts(t, false) })
+	t.Run("UPnP", func(t *testing.T) { mapPorts(t, true) })
+}
+
+func mapPorts(t *testing.T, upnp bool) {
+	t.Helper()
 	lab := netns.New(t)
 	hs, home := lab.Headscale(), lab.Home(netns.Hard)
-	outer := lab.MapPorts(home.Router, false)
+	outer := lab.MapPorts(home.Router, upnp)
 	d := lab.Subnetd(home.Router, daemonConfig)
 	d.UpKey(hs, hs.PreAuthKey("ana", netns.KeyOptions{}), "home")
 	hs.ApproveRoutes("home", home.LAN4, home.LAN6)
