@@ -55,6 +55,9 @@ func (h *Host) nft(ruleset string) {
 	mustRun(h.lab.t, ruleset, "ip", "netns", "exec", h.ns, "nft", "-f", "-")
 }
 
+// Lab is where the host is.
+func (h *Host) Lab() *Lab { return h.lab }
+
 // NFT loads a ruleset in the host, for tests that play another owner of the firewall.
 func (h *Host) NFT(ruleset string) {
 	h.lab.t.Helper()

@@ -122,3 +122,38 @@ func TestRelayRestarts(t *testing.T) {
 		t.Errorf("a flow broke: %v", err)
 	}
 }
+
+// TestEphemeral: a node that joined by an ephemeral key is gone from the coordinator once it logs out.
+func TestEphemeral(t *testing.T) {
+	lab := netns.New(t)
+	hs, home := lab.Headscale(), lab.Home(netns.Public)
+	d := lab.Subnetd(home.Router, daemonConfig)
+	d.UpKey(hs, hs.PreAuthKey("ana", netns.KeyOptions{Ephemeral: true}), "home")
+	if out, err := d.CLI("logout"); err != nil {
+		t.Fatalf("logout: %v\n%s", err, out)
+	}
+	netns.Eventually(t, 10*time.Second, "the coordinator has forgotten the node", func() error {
+		nodes, err := hs.Nodes()
+		if err == nil && len(nodes) > 0 {
+			err = fmt.Errorf("%d nodes", len(nodes))
+		}
+		return err
+	})
+}
+
+// TestRouteFailover: two routers offer the same prefix; when the one that serves it dies, the other takes over.
+func TestRouteFailover(t *testing.T) {
+	s := join(t, netns.Public, netns.Public)
+	wantReach(t, s.phone.Host, s.home.LAN.Addr4)
+	lab := s.home.Router.Lab()
+	spare := lab.NewHome(netns.HomeSpec{Name: "spare", NAT: netns.Public, LAN4: s.home.LAN4, LAN6: s.home.LAN6})
+	d := lab.Subnetd(spare.Router, daemonConfig)
+	d.UpKey(s.hs, s.hs.PreAuthKey("ana", netns.KeyOptions{}), "spare")
+	s.hs.ApproveRoutes("spare", spare.LAN4, spare.LAN6)
+	s.daemon.Kill9()
+	start := time.Now()
+	netns.Eventually(t, 90*time.Second, "the other router serves the prefix", func() error {
+		return s.phone.Host.Ping(t.Context(), spare.LAN.Addr4)
+	})
+	t.Logf("the other router serves the prefix after %v", time.Since(start).Round(time.Millisecond))
+}

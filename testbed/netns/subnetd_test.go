@@ -87,7 +87,10 @@ func TestJoinRefused(t *testing.T) {
 	home := lab.Home(netns.Public)
 	daemon := lab.Subnetd(home.Router, daemonConfig)
 	expired := hs.PreAuthKey("ana", netns.KeyOptions{Expires: time.Millisecond})
+	used := hs.PreAuthKey("ana", netns.KeyOptions{})
+	lab.StockPeer(lab.NAT(netns.Public)).Up(hs.URL, used)
 	for _, tt := range []struct{ name, control, key string }{
+		{"used key", hs.URL, used},
 		{"wrong key", hs.URL, "hskey-auth-000000000000-0000000000000000000000000000000000000000000000000000000000000000"},
 		{"expired key", hs.URL, expired},
 		{"unknown host", "https://nowhere.invalid", expired},
