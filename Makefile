@@ -1,4 +1,6 @@
 # subnetd. `make` builds bin/subnetd; `make test` is everything, on a fresh Debian with Go and root.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS ?= -s -w -X main.version=$(VERSION)
@@ -24,7 +26,7 @@ lint:
 
 unit:
 	$(GO) test -race ./subnetd/...
-	@$(GO) test -count=1 -v -run Thousand ./subnetd/control ./subnetd/host/tunnel | grep -E "_test.go|^(ok|FAIL|---)"
+	@$(GO) test -count=1 -v -run 'Thousand|TestAllocations' ./subnetd/control ./subnetd/host/tunnel ./subnetd/underlay | grep -E "_test.go|^(ok|FAIL|---)"
 
 # The pure packages once more on a 32-bit big-endian and little-endian router CPU, where qemu-user is installed.
 mips:
