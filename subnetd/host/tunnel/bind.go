@@ -18,9 +18,9 @@ type endpoint struct {
 	text string         // the key in hex
 	raw  []byte
 	ip   netip.Addr // stands for the node in the device's rate limits
-	// waiting is set while a handshake of ours is not answered: the way it went
-	// may have led nowhere.
-	waiting atomic.Bool
+	// waiting is the type of our last handshake message while it is not
+	// answered, 0 if it is: the way it went may have led nowhere.
+	waiting atomic.Uint32
 	// met is set once the node and we have shaken hands, or are about to.
 	met atomic.Bool
 }
@@ -90,7 +90,7 @@ func (b *bind) keys() map[string]key.NodePublic { return b.roster.Load().byText 
 // or should have been made by us.
 func (b *bind) takeWaiting(k key.NodePublic) bool {
 	e := b.roster.Load().byKey[k]
-	return e != nil && (e.waiting.Swap(false) || b.lost.Load() && !e.met.Swap(true))
+	return e != nil && (e.waiting.Swap(0) != 0 || b.lost.Load() && !e.met.Swap(true))
 }
 
 // Open gives the transport's receivers. The port is the transport's own.
@@ -142,8 +142,11 @@ func (b *bind) heard(e *endpoint, packet []byte) {
 		}
 		return
 	}
-	if packet[0] != messageInitiation && e.waiting.Load() {
-		e.waiting.Store(false)
+	// Data answers a response only: the node may go on under older keys while
+	// our initiation is on its way.
+	switch waiting := e.waiting.Load(); {
+	case waiting == messageInitiation && packet[0] == messageResponse, waiting == messageResponse && packet[0] == messageTransport:
+		e.waiting.Store(0)
 	}
 	if !e.met.Load() && !e.met.Swap(true) && packet[0] == messageTransport {
 		b.orphan(e.key)
@@ -174,9 +177,9 @@ func (b *bind) Send(packets [][]byte, ep conn.Endpoint) error {
 		return nil
 	}
 	if len(packets) > 0 && len(packets[0]) > 0 {
-		switch packets[0][0] {
+		switch t := packets[0][0]; t {
 		case messageInitiation, messageResponse:
-			e.waiting.Store(true)
+			e.waiting.Store(uint32(t))
 		}
 	}
 	return b.transport.Send(e.key, packets)
