@@ -5,11 +5,17 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS ?= -s -w -X main.version=$(VERSION)
 
+# Inlining makes the program larger by 0.8 of its 12 MB. It is kept where every packet passes, and for the runtime.
+HOT     := golang.zx2c4.com/... golang.org/x/crypto/... golang.org/x/sys/... crypto/... runtime runtime/... internal/... sync/... \
+           bytes encoding/binary math/... bufio io strings slices syscall \
+           tailscale.com/derp tailscale.com/types/key subnetd/subnetd/underlay subnetd/subnetd/path subnetd/subnetd/relay
+GCFLAGS := -gcflags=all=-l $(HOT:%=-gcflags=%=)
+
 .PHONY: build test unit mips lab bench run cross lint clean peers provision
 
 build:
 	build/modules.sh bin
-	CGO_ENABLED=0 $(GO) build -trimpath -modfile bin/go.mod -ldflags "$(LDFLAGS)" -o bin/subnetd ./subnetd
+	CGO_ENABLED=0 $(GO) build -trimpath -modfile bin/go.mod $(GCFLAGS) -ldflags "$(LDFLAGS)" -o bin/subnetd ./subnetd
 
 test: provision build peers lint unit mips lab
 
@@ -39,11 +45,12 @@ lab: build peers
 bench: provision build peers
 	SUBNETD_BIN=$(CURDIR)/bin/subnetd $(GO) test -count=1 -v -timeout 20m -run '^$$' -bench . -benchtime 1x ./testbed/...
 
+# A home mesh on this machine until Ctrl-C.
 run: build
-	bin/subnetd run
+	testbed/run.sh
 
 cross:
-	testbed/cross.sh bin/cross "$(LDFLAGS)"
+	testbed/cross.sh bin/cross "$(LDFLAGS)" $(GCFLAGS)
 
 clean:
 	rm -rf bin

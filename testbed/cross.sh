@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Builds the daemon for every target, static and stripped, and prints its size raw, as xz and in a squashfs.
 # Fails over budget: 12,000,000 bytes raw on any target, 3,000,000 bytes xz on mipsle.
-# usage: cross.sh OUTPUT_FOLDER [GO_LDFLAGS]
+# usage: cross.sh OUTPUT_FOLDER [GO_LDFLAGS [FLAG...]]
 set -euo pipefail
 
 raw_budget=12000000
 xz_budget_mipsle=3000000
 out=$1
 ldflags=${2:--s -w}
+flags=("${@:3}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p "$out"
 
@@ -25,7 +26,7 @@ for target in "${targets[@]}"; do
 	read -r name settings <<<"$target"
 	read -ra settings <<<"$settings"
 	bin="$out/subnetd-$name"
-	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath -modfile "$out/go.mod" -ldflags "$ldflags" -o "$bin" ./subnetd
+	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath -modfile "$out/go.mod" "${flags[@]}" -ldflags "$ldflags" -o "$bin" ./subnetd
 	raw=$(stat -c %s "$bin")
 	xz=$(xz -9e -k -c "$bin" | wc -c)
 	mksquashfs "$bin" "$tmp/$name.sqfs" -comp xz -b 256K -noappend -quiet -no-progress >/dev/null
