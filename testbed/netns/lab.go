@@ -193,6 +193,9 @@ func (l *Lab) newHost(name string) *Host {
 	})
 	l.hosts = append(l.hosts, h)
 	h.ip("link set lo up")
+	// Nobody doubts an address here, and one that is still being checked looks different a moment later.
+	mustRun(l.t, "", "ip", "netns", "exec", h.ns, "sh", "-c",
+		"echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad")
 	return h
 }
 
