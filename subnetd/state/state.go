@@ -200,6 +200,22 @@ func (d *Dir) setAside(name string, cause error) error {
 	return &CorruptError{File: file, Aside: aside, Err: errors.Join(cause, syncDir(d.path))}
 }
 
+// Lost gives the newest copy set aside of a file that is not there any more, ""
+// if there is none: whoever cannot begin anew without it asks before it does.
+func (d *Dir) Lost(name string) string {
+	file, err := d.file(name)
+	if err != nil {
+		return ""
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	stamps := d.corrupt(name)
+	if _, err := os.Lstat(file); err == nil || len(stamps) == 0 {
+		return ""
+	}
+	return file + corruptMark + strconv.FormatInt(stamps[len(stamps)-1], 10)
+}
+
 // corrupt lists the stamps of the copies set aside, oldest first.
 func (d *Dir) corrupt(name string) []int64 {
 	entries, _ := os.ReadDir(d.path) // none readable: none known

@@ -402,3 +402,35 @@ func TestWriteFile(t *testing.T) {
 		t.Error("a file became a folder")
 	}
 }
+
+// TestLost: a damaged file is remembered as lost until somebody puts it back or
+// gives the copy up.
+func TestLost(t *testing.T) {
+	dir := t.TempDir()
+	d, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if got := d.Lost("mesh"); got != "" {
+		t.Errorf("never there, and lost as %s", got)
+	}
+	file := filepath.Join(dir, "mesh")
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var v map[string]any
+	var corrupt *CorruptError
+	if _, err := d.Load("mesh", &v); !errors.As(err, &corrupt) {
+		t.Fatalf("loading it: %v", err)
+	}
+	if got := d.Lost("mesh"); got != corrupt.Aside {
+		t.Errorf("lost as %q, want %q", got, corrupt.Aside)
+	}
+	if err := d.Save("mesh", map[string]any{"a": 1}); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.Lost("mesh"); got != "" {
+		t.Errorf("it is back, and lost as %s", got)
+	}
+}
