@@ -1,6 +1,8 @@
 // Package config is the owner's wishes: the TOML file, checked and typed.
 package config
 
+import "net/netip"
+
 // Expose says how much of the LAN members of the mesh may be allowed to reach.
 type Expose string
 
@@ -32,8 +34,15 @@ type Mesh struct {
 type LAN struct {
 	Interfaces []string // empty: found
 	Expose     Expose
-	Devices    []string // single addresses, for expose = "chosen"
+	Devices    []Device // for expose = "chosen", and those with names of their own in the mesh
 	SNAT       bool
+}
+
+// Device is one address of a thing on the LAN. A name has at most one address
+// of each family.
+type Device struct {
+	Name string // one label, in lower case; "": none
+	Addr netip.Addr
 }
 
 // Tunnel says how packets are carried.
@@ -55,6 +64,26 @@ type Home struct {
 	Listen     string // host:port, the host may be empty
 	Domain     string // of the members' names, without dots at its ends
 	PolicyFile string // HuJSON; "": the built-in policy
+	// CertFile and KeyFile are PEM, the certificate with its chain; both are set
+	// or none.
+	CertFile, KeyFile string
+	ACMEDirectory     string // URL; "": Let's Encrypt's
+	Records           []Record
+	SplitDNS          []Split
+	STUN              string // host:port of UDP, the host may be empty
+}
+
+// Record is one further DNS record of the mesh, A or AAAA by its address.
+type Record struct {
+	Name string // fully qualified, in lower case, without dots at its ends
+	Addr netip.Addr
+}
+
+// Split sends questions about a domain and all below it to a resolver. A domain
+// may have several.
+type Split struct {
+	Domain   string // in lower case, without dots at its ends
+	Resolver string // IP or IP:port, a v6 address with a port in brackets
 }
 
 // Web is the page.
@@ -68,7 +97,7 @@ func Default() Config {
 		Mesh:   Mesh{Control: "home"},
 		LAN:    LAN{Expose: ExposeChosen, SNAT: true},
 		Tunnel: Tunnel{Engine: "auto"},
-		Home:   Home{Listen: ":8410", Domain: "mesh.internal"},
+		Home:   Home{Listen: ":8410", Domain: "mesh.internal", STUN: ":3478"},
 		Web:    Web{Listen: ":8411"},
 	}
 }

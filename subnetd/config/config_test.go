@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -10,7 +11,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
+
+var addrs = cmpopts.EquateComparable(netip.Addr{})
 
 const sample = "../../packaging/subnetd.toml"
 
@@ -66,7 +70,7 @@ interfaces = ["br-lan", "eth0.2"]
 expose = 'all'
 devices = [ # the printer
   "192.168.1.20",
-  "fd00::20",
+  "Printer=192.168.1.21", "printer=fd00::20",
 ]
 snat = false
 [exit]
@@ -78,6 +82,12 @@ url = "https://home.example"
 listen = "127.0.0.1:1"
 domain = "x"
 policy_file = "/etc/policy"
+cert_file = "/etc/cert.pem"
+key_file = "/etc/key.pem"
+acme_directory = "https://acme.example/dir"
+records = ["NAS=192.168.1.20", "Git.Example.com=fd00::20", "top.=192.168.1.22"]
+split_dns = ["lan=192.168.1.1", "Corp.Example.=[fd00::1]:5353", "corp.example=10.0.0.1:53"]
+stun = "0.0.0.0:3479"
 [web]
 listen = "[::1]:80"
 `
@@ -86,14 +96,19 @@ listen = "[::1]:80"
 		t.Fatal(err)
 	}
 	want := Config{
-		Mesh:   Mesh{Control: "https://control.example:8443/x", Hostname: "door"},
-		LAN:    LAN{Interfaces: []string{"br-lan", "eth0.2"}, Expose: ExposeAll, Devices: []string{"192.168.1.20", "fd00::20"}},
+		Mesh: Mesh{Control: "https://control.example:8443/x", Hostname: "door"},
+		LAN: LAN{Interfaces: []string{"br-lan", "eth0.2"}, Expose: ExposeAll, Devices: []Device{
+			{"", netip.MustParseAddr("192.168.1.20")}, {"printer", netip.MustParseAddr("192.168.1.21")}, {"printer", netip.MustParseAddr("fd00::20")}}},
 		Exit:   Exit{Offer: true, Use: "far", Devices: []string{"02:00:00:00:00:0a", "02:00:00:00:00:0b"}},
 		Tunnel: Tunnel{Engine: "kernel", Port: 41111},
-		Home:   Home{URL: "https://home.example", Listen: "127.0.0.1:1", Domain: "x", PolicyFile: "/etc/policy"},
-		Web:    Web{Listen: "[::1]:80"},
+		Home: Home{URL: "https://home.example", Listen: "127.0.0.1:1", Domain: "x", PolicyFile: "/etc/policy",
+			CertFile: "/etc/cert.pem", KeyFile: "/etc/key.pem", ACMEDirectory: "https://acme.example/dir", STUN: "0.0.0.0:3479",
+			Records: []Record{{"nas.x", netip.MustParseAddr("192.168.1.20")}, {"git.example.com", netip.MustParseAddr("fd00::20")},
+				{"top", netip.MustParseAddr("192.168.1.22")}},
+			SplitDNS: []Split{{"lan", "192.168.1.1"}, {"corp.example", "[fd00::1]:5353"}, {"corp.example", "10.0.0.1:53"}}},
+		Web: Web{Listen: "[::1]:80"},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, addrs); diff != "" {
 		t.Fatal(diff)
 	}
 }
@@ -120,7 +135,7 @@ x = 1
 		`/etc/subnetd.toml:2: mesh.control is 7; allowed is "home" or a URL like "https://control.example"`,
 		`/etc/subnetd.toml:3: mesh.color is no key of this section; allowed is control, hostname, auth_key_file`,
 		`/etc/subnetd.toml:5: lan.expose is "some"; allowed is "all", "chosen" or "none"`,
-		`/etc/subnetd.toml:6: lan.devices is ["192.168.1.0/24"]; allowed is a list of single addresses like ["192.168.1.20"]`,
+		`/etc/subnetd.toml:6: lan.devices is ["192.168.1.0/24"]; allowed is a list of single addresses, with or without a name, like ["192.168.1.20", "printer=192.168.1.21"]`,
 		`/etc/subnetd.toml:8: lan.snat is "yes"; allowed is true or false`,
 		`/etc/subnetd.toml:10: tunnel.port is 65536; allowed is a number from 0 to 65535; 0: picked once and kept`,
 		`/etc/subnetd.toml:11: colour is no section; allowed is [mesh], [lan], [exit], [tunnel], [home], [web]`,
@@ -131,6 +146,35 @@ x = 1
 	var e *Error
 	if !errors.As(err, &e) || e.Line != 2 {
 		t.Fatalf("%+v", e)
+	}
+}
+
+// Keys that are right one by one and wrong together: file, line and what would be right.
+func TestTogether(t *testing.T) {
+	long := strings.Repeat(strings.Repeat("a", 62)+".", 3) + strings.Repeat("b", 60)
+	tests := []struct{ src, want string }{
+		{`home.cert_file = "/c"` + "\n" + `home.key_file = "/k"`, ""},
+		{"\n" + `home.cert_file = "/c"`, "f:2: home.cert_file is set without home.key_file; allowed is both of them or none"},
+		{`[home]` + "\n" + `key_file = "/k"`, "f:2: home.key_file is set without home.cert_file; allowed is both of them or none"},
+		{`lan.devices = ["p=10.0.0.1", "p=fd00::1", "q=10.0.0.2", "10.0.0.3", "10.0.0.4"]`, ""},
+		{`lan.devices = ["p=10.0.0.1", "p=fd00::1", "P=10.0.0.2"]`,
+			"f:1: lan.devices has p at 10.0.0.1 and at 10.0.0.2; allowed is one IPv4 and one IPv6 address for a name"},
+		{`lan.devices = ["p=fd00::1", "p=fd00::1"]`,
+			"f:1: lan.devices has p at fd00::1 and at fd00::1; allowed is one IPv4 and one IPv6 address for a name"},
+		{`home.domain = "` + long + `"` + "\n" + `home.records = ["a=10.0.0.1"]`, ""},
+		{`home.domain = "` + long + `"` + "\n" + `home.records = ["aaaaa=10.0.0.1"]`,
+			`f:2: home.records has "aaaaa.` + long[:70] + `...; allowed is at most 253 characters for a name with home.domain`},
+		// A wrong one is told alone: what it was to be with the other is not known.
+		{`home.cert_file = "c"` + "\n" + `home.key_file = "/k"`, `f:1: home.cert_file is "c"; allowed is "" or the absolute path of a file`},
+	}
+	for _, tt := range tests {
+		got := ""
+		if _, err := Parse(strings.NewReader(tt.src), "f"); err != nil {
+			got = err.Error()
+		}
+		if got != tt.want {
+			t.Errorf("%s:\n%s\nwant\n%s", tt.src, got, tt.want)
+		}
 	}
 }
 
@@ -159,10 +203,17 @@ func TestValues(t *testing.T) {
 		{`mesh.hostname = "-a"`, false}, {`mesh.hostname = "a.b"`, false}, {`mesh.auth_key_file = "rel"`, false},
 		{`lan.interfaces = ["this-is-far-too-long"]`, false}, {`lan.interfaces = []`, true},
 		{`lan.devices = ["fe80::1"]`, false}, {`lan.devices = ["127.0.0.1"]`, false},
+		{`lan.devices = ["a.b=192.168.1.2"]`, false}, {`lan.devices = ["=192.168.1.2"]`, false}, {`lan.devices = ["a="]`, false},
+		{`lan.devices = ["a=fe80::1"]`, false}, {`lan.devices = ["a=b=192.168.1.2"]`, false}, {`lan.devices = ["tv=192.168.1.2"]`, true},
 		{`lan.devices = ["::ffff:1.2.3.4"]`, false}, {`lan.devices = ["fe80::1%eth0"]`, false},
 		{`exit.devices = ["02:00:00:00:00"]`, false}, {`tunnel.engine = "magic"`, false}, {`tunnel.port = 0x1F`, true},
 		{`home.listen = "8410"`, false}, {`home.listen = ":0"`, false}, {`home.listen = "name:80"`, false},
 		{`home.domain = ""`, false}, {`home.domain = "a..b"`, false}, {`web.listen = ":65536"`, false}, {`lan = 3`, false},
+		{`home.acme_directory = "acme"`, false}, {`home.key_file = "rel"`, false}, {`home.stun = ""`, false}, {`home.stun = ":0"`, false},
+		{`home.records = ["a"]`, false}, {`home.records = ["a_b=10.0.0.1"]`, false}, {`home.records = [".=10.0.0.1"]`, false},
+		{`home.records = ["a=10.0.0.0/8"]`, false}, {`home.records = ["a=127.0.0.1"]`, false}, {`home.records = ["a.b=10.0.0.1"]`, true},
+		{`home.split_dns = ["lan=10.0.0.1:0"]`, false}, {`home.split_dns = ["lan=dns.example"]`, false}, {`home.split_dns = ["=10.0.0.1"]`, false},
+		{`home.split_dns = ["lan=127.0.0.1"]`, false}, {`home.split_dns = ["lan=fd00::1"]`, true}, {`home.split_dns = ["lan=fd00::1:53"]`, true},
 		{`[[lan]]`, false}, {`[lan.devices]`, false}, {`"mesh".'control' = "home"`, true}, {`"me\nsh" = 1`, false},
 	}
 	for _, tt := range tests {

@@ -33,11 +33,11 @@ func keys() []spec {
 		{"mesh", "auth_key_file", `"" or the absolute path of a file`,
 			text(orEmpty(isPath), func(c *Config, s string) { c.Mesh.AuthKeyFile = s })},
 		{"lan", "interfaces", `a list of interface names like ["br-lan"]`,
-			list(isInterface, func(c *Config, l []string) { c.LAN.Interfaces = l })},
+			list(as(isInterface), func(c *Config, l []string) { c.LAN.Interfaces = l })},
 		{"lan", "expose", `"all", "chosen" or "none"`,
 			text(oneOf("all", "chosen", "none"), func(c *Config, s string) { c.LAN.Expose = Expose(s) })},
-		{"lan", "devices", `a list of single addresses like ["192.168.1.20"]`,
-			list(isDevice, func(c *Config, l []string) { c.LAN.Devices = l })},
+		{"lan", "devices", `a list of single addresses, with or without a name, like ["192.168.1.20", "printer=192.168.1.21"]`,
+			list(parseDevice, func(c *Config, l []Device) { c.LAN.Devices = l })},
 		{"lan", "snat", `true or false`,
 			truth(func(c *Config, b bool) { c.LAN.SNAT = b })},
 		{"exit", "offer", `true or false`,
@@ -45,7 +45,7 @@ func keys() []spec {
 		{"exit", "use", `"" or the name of a node`,
 			text(orEmpty(isName), func(c *Config, s string) { c.Exit.Use = s })},
 		{"exit", "devices", `a list of MAC addresses like ["02:00:00:00:00:01"]`,
-			list(isMAC, func(c *Config, l []string) { c.Exit.Devices = lower(l) })},
+			list(as(isMAC), func(c *Config, l []string) { c.Exit.Devices = lower(l) })},
 		{"tunnel", "engine", `"auto", "kernel" or "userspace"`,
 			text(oneOf("auto", "kernel", "userspace"), func(c *Config, s string) { c.Tunnel.Engine = s })},
 		{"tunnel", "port", `a number from 0 to 65535; 0: picked once and kept`, port},
@@ -57,6 +57,18 @@ func keys() []spec {
 			text(isName, func(c *Config, s string) { c.Home.Domain = s })},
 		{"home", "policy_file", `"" or the absolute path of a file`,
 			text(orEmpty(isPath), func(c *Config, s string) { c.Home.PolicyFile = s })},
+		{"home", "cert_file", `"" or the absolute path of a file`,
+			text(orEmpty(isPath), func(c *Config, s string) { c.Home.CertFile = s })},
+		{"home", "key_file", `"" or the absolute path of a file`,
+			text(orEmpty(isPath), func(c *Config, s string) { c.Home.KeyFile = s })},
+		{"home", "acme_directory", `"" or a URL like "https://acme.example/directory"`,
+			text(orEmpty(isURL), func(c *Config, s string) { c.Home.ACMEDirectory = s })},
+		{"home", "records", `a list of names with an address each, like ["nas=192.168.1.20", "git.example.com=fd00::20"]`,
+			list(parseRecord, func(c *Config, l []Record) { c.Home.Records = l })},
+		{"home", "split_dns", `a list of domains with a resolver's address each, like ["lan=192.168.1.1", "corp.example=10.0.0.1:5353"]`,
+			list(parseSplit, func(c *Config, l []Split) { c.Home.SplitDNS = l })},
+		{"home", "stun", `an address and port like ":3478"`,
+			text(isListen, func(c *Config, s string) { c.Home.STUN = s })},
 		{"web", "listen", `an address and port like ":8411"`,
 			text(isListen, func(c *Config, s string) { c.Web.Listen = s })},
 	}
@@ -83,23 +95,32 @@ func truth(set func(*Config, bool)) func(*Config, any) bool {
 	}
 }
 
-func list(ok func(string) bool, set func(*Config, []string)) func(*Config, any) bool {
+func list[T any](parse func(string) (T, bool), set func(*Config, []T)) func(*Config, any) bool {
 	return func(c *Config, v any) bool {
 		items, is := v.([]any)
 		if !is || len(items) > maxList {
 			return false
 		}
-		var out []string
+		var out []T
 		for _, item := range items {
 			s, is := item.(string)
-			if !is || !ok(s) {
+			if !is {
 				return false
 			}
-			out = append(out, s)
+			t, ok := parse(s)
+			if !ok {
+				return false
+			}
+			out = append(out, t)
 		}
 		set(c, out)
 		return true
 	}
+}
+
+// as takes a text as it is if it is right.
+func as(ok func(string) bool) func(string) (string, bool) {
+	return func(s string) (string, bool) { return s, ok(s) }
 }
 
 func port(c *Config, v any) bool {
@@ -157,12 +178,6 @@ func isPath(s string) bool {
 func isInterface(s string) bool {
 	bad := func(r rune) bool { return r <= ' ' || r > '~' || r == '/' || r == ':' }
 	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsFunc(s, bad)
-}
-
-func isDevice(s string) bool {
-	a, err := netip.ParseAddr(s)
-	return err == nil && a.Zone() == "" && !a.Is4In6() && !a.IsUnspecified() && !a.IsLoopback() &&
-		!a.IsMulticast() && !a.IsLinkLocalUnicast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 func isMAC(s string) bool {

@@ -116,6 +116,13 @@ func check(doc document, file string) (Config, []*Error) {
 			}
 		}
 	}
+	if len(mistakes) == 0 { // else what stands together is not known
+		mistakes = finish(&c)
+		for _, e := range mistakes {
+			section, key, _ := strings.Cut(e.Key, ".")
+			e.File, e.Line = file, doc.line(section, key)
+		}
+	}
 	slices.SortFunc(mistakes, func(a, b *Error) int {
 		if a.Line != b.Line {
 			return a.Line - b.Line
