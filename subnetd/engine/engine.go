@@ -116,6 +116,12 @@ func (e *Engine) SetNetmap(nm *mesh.Netmap, node key.NodePrivate) {
 	e.update(func() { e.in.Netmap, e.in.Key = nm, node })
 }
 
+// SetDown says whether the owner wants nothing of ours on the machine.
+func (e *Engine) SetDown(down bool) { e.update(func() { e.in.Down = down }) }
+
+// SetDevices replaces the things on the LAN that have addresses in the mesh.
+func (e *Engine) SetDevices(ds []mesh.Device) { e.update(func() { e.in.Devices = ds }) }
+
 // SetPort says on which UDP port the underlay listens.
 func (e *Engine) SetPort(p uint16) { e.update(func() { e.in.Port = p }) }
 

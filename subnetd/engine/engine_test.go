@@ -206,3 +206,27 @@ func TestRepair(t *testing.T) {
 		}
 	})
 }
+
+// TestDevices: a device is in the plan as soon as both it and its mesh address are known.
+func TestDevices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hands{}
+		e := start(t, h)
+		lan, at := netip.MustParsePrefix("192.168.77.1/24"), netip.MustParseAddr("100.64.5.5")
+		e.SetFacts(host.Facts{Interfaces: []host.Interface{{Name: "br-lan", Bridge: true, Up: true, Addrs: []netip.Prefix{lan}}}})
+		nm := netmap(time.Time{})
+		nm.Self.AllowedIPs = append(nm.Self.Addresses, netip.PrefixFrom(at, 32))
+		e.SetNetmap(nm, key.NewNode())
+		synctest.Wait()
+		e.SetDevices([]mesh.Device{{Name: "tv", LAN: []netip.Addr{lan.Addr().Next()}, Mesh: []netip.Addr{at}}})
+		synctest.Wait()
+		if got := h.told[len(h.told)-1].Firewall.Devices; len(got) != 1 || got[0].Mesh != at {
+			t.Fatalf("devices = %+v", got)
+		}
+		e.SetDevices(nil)
+		synctest.Wait()
+		if got := h.told[len(h.told)-1].Firewall.Devices; len(got) != 0 {
+			t.Fatalf("devices stay: %+v", got)
+		}
+	})
+}

@@ -57,9 +57,11 @@ type Route struct {
 }
 
 // Firewall is the packet policy at the edge between mesh and home. The zero
-// Firewall has Interface "" and means: no table of ours.
+// Firewall means: no table of ours.
 type Firewall struct {
-	Interface string         // the mesh interface
+	// Interface is the mesh interface; "": there is none, and of all the rest
+	// only Redirect counts.
+	Interface string
 	Own       []netip.Addr   // our mesh addresses
 	Exposed   []netip.Prefix // what lies behind us and may be reached at all
 	Rules     []mesh.Rule    // which flows from the mesh may begin
@@ -71,9 +73,29 @@ type Firewall struct {
 	Sites         []netip.Prefix // other homes' LANs
 	LocalLANs     []netip.Prefix // our LANs' prefixes that other sites accept as source
 	Mesh          []netip.Prefix // peers' addresses and Sites: as a source, only the mesh interface may bring them
+	// Devices are reached by their addresses in the mesh, too. What lies behind
+	// us (Exposed) and the Rules speak of their LAN addresses.
+	Devices  []DeviceMap
+	Redirect Redirect
 	// Port is our UDP port. nftables cannot open it from a table of ours (a drop
 	// elsewhere is final), so the firewall hand leaves it to the host's own rules.
 	Port uint16
+}
+
+// DeviceMap is a translation of a device's address, both of one family.
+type DeviceMap struct {
+	Mesh netip.Addr // where the mesh sends to
+	LAN  netip.Addr // where the device is
+}
+
+// Redirect sends TCP to some ports of the router's addresses to another port of
+// the same address, from wherever it comes, the router itself included. The zero
+// Redirect sends nothing. Like Port, the port To is open only where the host's
+// own rules leave it so.
+type Redirect struct {
+	Addrs []netip.Addr // of this router, v4 and v6
+	Ports []uint16
+	To    uint16
 }
 
 // Facts is what the machine is, as far as we look.

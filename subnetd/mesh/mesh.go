@@ -137,6 +137,15 @@ func (m *Netmap) Peer(id NodeID) *Node {
 	return &m.Peers[i]
 }
 
+// Device is a thing on the LAN that has addresses of its own in the mesh, which
+// the router translates one to one. LAN and Mesh hold at most one address of
+// each family; Mesh has one of a family only where LAN has one.
+type Device struct {
+	Name string       `json:"name"` // one label; "": none
+	LAN  []netip.Addr `json:"lan"`
+	Mesh []netip.Addr `json:"mesh"`
+}
+
 // PathKind says how packets reach a peer.
 type PathKind string
 

@@ -92,15 +92,14 @@ func offer(c config.LAN, local []netip.Prefix, p *Plan) []netip.Prefix {
 	return nil
 }
 
-func chosen(devices []string, local []netip.Prefix, p *Plan) []netip.Prefix {
+func chosen(devices []config.Device, local []netip.Prefix, p *Plan) []netip.Prefix {
 	var out []netip.Prefix
 	for _, d := range devices {
-		a, err := netip.ParseAddr(d)
-		if err != nil || !slices.ContainsFunc(local, func(l netip.Prefix) bool { return l.Contains(a) }) {
-			p.problem("device-outside", fmt.Sprintf("The device %s of lan.devices is in no LAN of this router: not offered.", d), "Correct lan.devices or lan.interfaces.")
+		if !inAny(local, d.Addr) {
+			p.outside(d.Name, d.Addr)
 			continue
 		}
-		if s := netip.PrefixFrom(a, a.BitLen()); !slices.Contains(out, s) {
+		if s := single(d.Addr); !slices.Contains(out, s) {
 			out = append(out, s)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -21,11 +22,14 @@ import (
 // Inputs is all that a plan depends on.
 type Inputs struct {
 	Config config.Config
+	Down   bool         // the owner wants nothing of ours on the machine
 	Netmap *mesh.Netmap // nil: not joined
 	Key    key.NodePrivate
-	Facts  host.Facts
-	Now    time.Time
-	Port   uint16
+	// Devices are the things on the LAN with mesh addresses of their own.
+	Devices []mesh.Device
+	Facts   host.Facts
+	Now     time.Time
+	Port    uint16
 }
 
 // Plan is what follows from Inputs.
@@ -39,7 +43,8 @@ type Plan struct {
 }
 
 // Compile is the whole decision. Without a netmap the router is left as it
-// would be without us, but Offer and LANs are still found.
+// would be without us, but Offer and LANs are still found, and a coordinator in
+// this router is still reachable: even this node joins by it.
 func Compile(in Inputs) Plan {
 	var p Plan
 	lans := lanInterfaces(in.Config.LAN, in.Facts, &p)
@@ -48,6 +53,10 @@ func Compile(in Inputs) Plan {
 	for _, l := range lans {
 		p.LANs = append(p.LANs, l.Name)
 	}
+	if in.Down {
+		return p
+	}
+	p.Host.Firewall.Redirect = p.redirect(in.Config, in.Facts)
 	if in.Netmap == nil || in.Key.IsZero() {
 		return p
 	}
@@ -62,8 +71,9 @@ func Compile(in Inputs) Plan {
 	}
 	p.Recheck = self.KeyExpiry
 	p.Approved = intersect(p.Offer, self.AllowedIPs)
-	p.warnUnapproved()
-	peers, routes, sites := p.peers(in.Netmap, blocked(in.Facts), now)
+	devices := p.serve(in, local)
+	p.warnUnapproved(in, devices)
+	peers, routes, sites := p.peers(in, devices, now)
 	own := addrs(self.Addresses)
 	p.Host.Tunnel = host.Tunnel{Name: host.DefaultInterface, Key: in.Key, Peers: peers}
 	p.Host.Route = host.Route{
@@ -75,14 +85,16 @@ func Compile(in Inputs) Plan {
 	p.Host.Firewall = host.Firewall{
 		Interface:     host.DefaultInterface,
 		Own:           own,
-		Exposed:       p.Approved,
-		Rules:         withoutJailed(in.Netmap.Filter, in.Netmap.Peers),
+		Exposed:       expose(p.Approved, devices),
+		Rules:         withDevices(withoutJailed(in.Netmap.Filter, in.Netmap.Peers), devices, p.Approved),
 		SNAT:          in.Config.LAN.SNAT,
 		LANs:          p.LANs,
 		MasqueradeLAN: len(p.LANs) > 0,
 		Sites:         sites,
 		LocalLANs:     lanSources(p.Approved),
 		Mesh:          routes,
+		Devices:       devices,
+		Redirect:      p.Host.Firewall.Redirect,
 		Port:          in.Port,
 	}
 	return p
@@ -92,25 +104,15 @@ func (p *Plan) problem(code, text, fix string) {
 	p.Problems = append(p.Problems, status.Problem{Code: code, Text: text, Fix: fix})
 }
 
-// warnUnapproved tells the owner that a coordinator's admin has yet to act.
-func (p *Plan) warnUnapproved() {
-	var missing []string
-	for _, o := range p.Offer {
-		if !slices.Contains(p.Approved, o) {
-			missing = append(missing, o.String())
-		}
-	}
-	if len(missing) > 0 {
-		p.problem("routes-unapproved",
-			fmt.Sprintf("The coordinator has not approved %s: nobody in the mesh can reach it.", strings.Join(missing, ", ")),
-			"Approve the routes of this node on the coordinator.")
-	}
-}
-
 // peers turns the netmap's peers into WireGuard peers and routes. What overlaps
-// a subnet of our own is refused: the home always wins over the mesh.
-func (p *Plan) peers(nm *mesh.Netmap, local []netip.Prefix, now time.Time) (out []host.Peer, routes, sites []netip.Prefix) {
+// a subnet of our own is refused: the home always wins over the mesh. So is the
+// mesh address of a device of ours.
+func (p *Plan) peers(in Inputs, devices []host.DeviceMap, now time.Time) (out []host.Peer, routes, sites []netip.Prefix) {
+	nm, local := in.Netmap, blocked(in.Facts)
 	claimed := map[netip.Prefix]bool{}
+	for _, d := range devices {
+		claimed[single(d.Mesh)] = true
+	}
 	for i := range nm.Peers {
 		n := &nm.Peers[i]
 		if n.ExpiredAt(now) || n.Key.IsZero() {
@@ -128,8 +130,7 @@ func (p *Plan) peers(nm *mesh.Netmap, local []netip.Prefix, now time.Time) (out 
 			if a.Bits() == 0 || claimed[a] {
 				continue // exits are chosen, not taken
 			}
-			single := a.IsSingleIP()
-			if i := slices.IndexFunc(local, a.Overlaps); i >= 0 && !(single && n.HasAddr(a.Addr())) {
+			if i := slices.IndexFunc(local, a.Overlaps); i >= 0 && !(a.IsSingleIP() && n.HasAddr(a.Addr())) {
 				p.problem("route-overlap", fmt.Sprintf("%s offers %s, which overlaps %s of this router: not used.", strings.TrimSuffix(n.Name, "."), a, local[i]),
 					"Use another subnet in one of the two homes.")
 				continue
@@ -144,7 +145,7 @@ func (p *Plan) peers(nm *mesh.Netmap, local []netip.Prefix, now time.Time) (out 
 		sortPrefixes(peer.AllowedIPs)
 		out = append(out, peer)
 	}
-	slices.SortFunc(out, func(a, b host.Peer) int { return a.Key.Compare(b.Key) })
+	sort.Slice(out, func(i, j int) bool { return out[i].Key.Less(out[j].Key) })
 	return out, sortPrefixes(routes), sortPrefixes(sites)
 }
 

@@ -24,6 +24,14 @@ func prefixes(ss ...string) []netip.Prefix {
 	return out
 }
 
+func devices(addrs ...string) []config.Device {
+	var out []config.Device
+	for _, a := range addrs {
+		out = append(out, config.Device{Addr: netip.MustParseAddr(a)})
+	}
+	return out
+}
+
 func home() host.Facts {
 	return host.Facts{
 		Interfaces: []host.Interface{
@@ -64,9 +72,9 @@ func TestOffer(t *testing.T) {
 	}{
 		{name: "all", lan: config.LAN{Expose: config.ExposeAll}, want: prefixes("192.168.77.0/24", "fd77:77::/64")},
 		{name: "none", lan: config.LAN{Expose: config.ExposeNone}},
-		{name: "chosen", lan: config.LAN{Expose: config.ExposeChosen, Devices: []string{"192.168.77.50", "fd77:77::50", "192.168.77.50"}},
+		{name: "chosen", lan: config.LAN{Expose: config.ExposeChosen, Devices: devices("192.168.77.50", "fd77:77::50", "192.168.77.50")},
 			want: prefixes("192.168.77.50/32", "fd77:77::50/128")},
-		{name: "chosen outside", lan: config.LAN{Expose: config.ExposeChosen, Devices: []string{"10.9.9.9", "printer"}},
+		{name: "chosen outside", lan: config.LAN{Expose: config.ExposeChosen, Devices: devices("10.9.9.9", "fd99::9")},
 			problems: []string{"device-outside", "device-outside"}},
 		{name: "named", lan: config.LAN{Expose: config.ExposeAll, Interfaces: []string{"docker0", "gone"}},
 			want: prefixes("172.17.0.0/16"), problems: []string{"lan-missing"}},

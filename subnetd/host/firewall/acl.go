@@ -1,11 +1,11 @@
 package firewall
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"sort"
 	"strings"
 
 	"subnetd/subnetd/mesh"
@@ -266,7 +266,7 @@ func disjointProto(boxes []box) []box {
 
 // mergePorts returns the same ports as ascending ranges with gaps between them.
 func mergePorts(in []mesh.PortRange) []mesh.PortRange {
-	slices.SortFunc(in, func(a, b mesh.PortRange) int { return cmp.Compare(a.First, b.First) })
+	sort.Slice(in, func(i, j int) bool { return in[i].First < in[j].First })
 	var out []mesh.PortRange
 	for _, p := range in {
 		if n := len(out); n > 0 && int(p.First) <= int(out[n-1].Last)+1 {

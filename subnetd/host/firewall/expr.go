@@ -54,9 +54,17 @@ func iifIn(set string) match {
 }
 
 // state holds if conntrack's state of the packet is one of the bits.
-func state(bits uint32) match {
+func state(bits uint32) match { return conntrack(expr.CtKeySTATE, bits) }
+
+// translatedFlow holds if the flow got another destination.
+func translatedFlow() match {
+	const dstNAT = 1 << 5 // enum ip_conntrack_status
+	return conntrack(expr.CtKeySTATUS, dstNAT)
+}
+
+func conntrack(key expr.CtKey, bits uint32) match {
 	return match{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Ct{Key: key, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4,
 			Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
@@ -128,6 +136,32 @@ func (f family) tripleIn(addr, port uint32, set string) match {
 	return rule(f.addr(addr), match{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: f.l4},
 		&expr.Payload{DestRegister: f.port, Base: expr.PayloadBaseTransportHeader, Offset: port, Len: 2},
+		&expr.Lookup{SourceRegister: 1, SetName: set},
+	})
+}
+
+// translated gives the packet the destination that the map has for its own.
+func (f family) translated(set string) match {
+	return rule(f.addr(f.dst), match{
+		&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: set},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.proto), RegAddrMin: 1},
+	})
+}
+
+// toPort gives the packet another destination port and leaves the address, so
+// that whoever listens sees which one was meant.
+func toPort(port uint16) match {
+	return match{
+		&expr.Immediate{Register: 1, Data: []byte{byte(port >> 8), byte(port)}},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_INET, RegProtoMin: 1, Specified: true},
+	}
+}
+
+// tcpPortIn holds for TCP to a port of the set.
+func tcpPortIn(set string) match {
+	const dport = 2
+	return rule(metaIs(expr.MetaKeyL4PROTO, protoTCP), match{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: dport, Len: 2},
 		&expr.Lookup{SourceRegister: 1, SetName: set},
 	})
 }

@@ -36,7 +36,7 @@ func New(log *slog.Logger) *Firewall { return &Firewall{log: log, dial: dial} }
 
 // Set makes our table the one for cfg, in one transaction of the kernel: at no
 // time is there no policy or half of one. If the table is already that, nothing
-// is changed. The zero value removes the table. On error the kernel keeps what
+// is changed. A value without an interface and a redirect removes the table. On error the kernel keeps what
 // it had.
 func (f *Firewall) Set(ctx context.Context, cfg host.Firewall) error {
 	if err := ctx.Err(); err != nil {
@@ -46,7 +46,7 @@ func (f *Firewall) Set(ctx context.Context, cfg host.Firewall) error {
 	if err != nil {
 		return err
 	}
-	if cfg.Interface == "" {
+	if cfg.Interface == "" && !redirects(cfg.Redirect) {
 		return f.remove(conn)
 	}
 	t, err := compile(cfg)
@@ -219,11 +219,14 @@ func (c chain) nft(tab *nftables.Table) *nftables.Chain {
 
 func (s set) nft(tab *nftables.Table) *nftables.Set {
 	out := &nftables.Set{Table: tab, Name: s.name, KeyType: s.key,
-		Interval: s.kind != plain, Concatenation: s.kind == concat, IsMap: s.kind == verdicts}
-	if s.kind == verdicts {
-		out.DataType = nftables.TypeVerdict
+		Interval: s.kind != plain && s.kind != addresses, Concatenation: s.kind == concat}
+	switch s.kind {
+	case verdicts:
+		out.IsMap, out.DataType = true, nftables.TypeVerdict
+	case addresses:
+		out.IsMap, out.DataType = true, s.key
 	}
-	if s.kind == plain {
+	if s.key == nftables.TypeIFName {
 		out.KeyByteOrder = binaryutil.NativeEndian
 	}
 	return out

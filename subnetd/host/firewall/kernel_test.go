@@ -107,6 +107,38 @@ func allow(src, dst string, first, last uint16, protos ...uint8) mesh.Rule {
 	return r
 }
 
+// addrsOf reads addresses.
+func addrsOf(s ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range s {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	return out
+}
+
+// translations reads pairs "mesh=lan".
+func translations(s ...string) []host.DeviceMap {
+	var out []host.DeviceMap
+	for _, p := range s {
+		m, lan, _ := strings.Cut(p, "=")
+		out = append(out, host.DeviceMap{Mesh: netip.MustParseAddr(m), LAN: netip.MustParseAddr(lan)})
+	}
+	return out
+}
+
+// public is the redirect of a coordinator with a public URL.
+func public() host.Redirect {
+	return host.Redirect{Addrs: addrsOf("198.51.100.1", "2001:db8::1"), Ports: []uint16{80, 443}, To: 8410}
+}
+
+// withDevices is home with a device at addresses of its own and a coordinator.
+func withDevices() host.Firewall {
+	cfg := home()
+	cfg.Devices = translations("100.64.5.5=192.168.77.50", "fd7a::5:5=fd77::50")
+	cfg.Redirect = public()
+	return cfg
+}
+
 // home is a typical policy.
 func home() host.Firewall {
 	return host.Firewall{
@@ -139,6 +171,7 @@ func TestGolden(t *testing.T) {
 	snat.SNAT, snat.MasqueradeLAN = true, false
 	for name, cfg := range map[string]host.Firewall{
 		"closed": {Interface: "mesh0"}, "home": home(), "overlapping": overlapping, "snat": snat,
+		"devices": withDevices(), "redirect": {Redirect: public()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			put(t, cfg)
@@ -157,6 +190,13 @@ func TestGolden(t *testing.T) {
 			}
 			if d := cmp.Diff(string(want), got); d != "" {
 				t.Error(d)
+			}
+			// Owners save their ruleset as nft lists it, and load it at boot.
+			saved := listing(t)
+			run(t, "nft flush ruleset")
+			load(t, saved)
+			if d := cmp.Diff(saved, listing(t)); d != "" {
+				t.Errorf("saved and loaded: %s", d)
 			}
 		})
 	}
@@ -230,6 +270,22 @@ func TestIdempotentAndForeign(t *testing.T) {
 	if ruleset(t) == first {
 		t.Error("a new policy changed nothing")
 	}
+	moved := withDevices() // the same number of everything, another address
+	put(t, moved)
+	before := ruleset(t)
+	put(t, moved)
+	if d := cmp.Diff(before, ruleset(t)); d != "" {
+		t.Errorf("the second Set with devices changed: %s", d)
+	}
+	moved.Devices[0].LAN = moved.Devices[0].LAN.Next()
+	put(t, moved)
+	if ruleset(t) == before {
+		t.Error("a device at another address changed nothing")
+	}
+	put(t, host.Firewall{Redirect: public()}) // the mesh is left, the coordinator stays
+	if d := cmp.Diff(theirs, others()); d != "" {
+		t.Errorf("foreign tables: %s", d)
+	}
 	put(t, host.Firewall{})
 	if d := cmp.Diff(theirs, ruleset(t)); d != "" {
 		t.Errorf("traces: %s", d)
@@ -239,16 +295,18 @@ func TestIdempotentAndForeign(t *testing.T) {
 // What others break in our table, the next Set repairs.
 func TestRepair(t *testing.T) {
 	fresh(t)
-	put(t, home())
+	put(t, withDevices())
 	want := listing(t)
 	for _, breakage := range []string{
 		"nft flush ruleset", "nft delete table inet subnetd", "nft flush table inet subnetd",
 		"nft flush chain inet subnetd forward", "nft flush chain inet subnetd from_mesh", "nft add rule inet subnetd to_mesh accept",
 		"nft flush set inet subnetd own4", "nft delete element inet subnetd exposed4 {192.168.77.0/24}",
-		"nft add element inet subnetd lans {wan0}",
+		"nft add element inet subnetd lans {wan0}", "nft flush chain inet subnetd output", "nft flush map inet subnetd device6",
+		"nft add element inet subnetd device4 {100.64.5.6:192.168.77.1}", "nft add element inet subnetd ports {22}",
+		"nft flush set inet subnetd wan6", "nft add rule inet subnetd to_device accept",
 	} {
 		run(t, breakage)
-		put(t, home())
+		put(t, withDevices())
 		if d := cmp.Diff(want, listing(t)); d != "" {
 			t.Errorf("after %s: %s", breakage, d)
 		}
@@ -324,12 +382,13 @@ func TestLogs(t *testing.T) {
 	fresh(t)
 	var log bytes.Buffer
 	f := New(slog.New(slog.NewTextHandler(&log, nil)))
-	for i, cfg := range []host.Firewall{{}, home(), home(), {}, {}} {
+	lobby := host.Firewall{Redirect: public()}
+	for i, cfg := range []host.Firewall{{}, home(), home(), {}, {}, lobby, lobby, {Redirect: host.Redirect{To: 8410}}, {}} {
 		log.Reset()
 		if err := f.Set(t.Context(), cfg); err != nil {
 			t.Fatal(err)
 		}
-		if changed := i == 1 || i == 3; changed != (log.Len() > 0) {
+		if changed := i == 1 || i == 3 || i == 5 || i == 7; changed != (log.Len() > 0) {
 			t.Errorf("step %d logged %q", i, log.String())
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"sort"
 
 	"subnetd/subnetd/mesh"
 )
@@ -26,7 +27,7 @@ func sweep(ranges []mesh.Range) iter.Seq2[mesh.Range, []int] {
 			edges = append(edges, edge{next, false, i})
 		}
 	}
-	slices.SortFunc(edges, func(a, b edge) int { return a.at.Compare(b.at) })
+	sort.Slice(edges, func(i, j int) bool { return edges[i].at.Less(edges[j].at) })
 	return func(yield func(mesh.Range, []int) bool) {
 		var active []int
 		for k := 0; k < len(edges); {
@@ -72,7 +73,7 @@ func lastAddr(a netip.Addr) netip.Addr {
 // them. All ranges are of one family.
 func mergeRanges(in []mesh.Range) []mesh.Range {
 	in = slices.Clone(in)
-	slices.SortFunc(in, func(a, b mesh.Range) int { return a.From.Compare(b.From) })
+	sort.Slice(in, func(i, j int) bool { return in[i].From.Less(in[j].From) })
 	var out []mesh.Range
 	for _, r := range in {
 		if n := len(out); n > 0 {

@@ -37,10 +37,11 @@ type setKind int
 
 // The kinds of set.
 const (
-	plain    setKind = iota // single keys
-	interval                // ranges of one key
-	concat                  // ranges of several keys at once
-	verdicts                // ranges of one key, each with a verdict
+	plain     setKind = iota // single keys
+	interval                 // ranges of one key
+	concat                   // ranges of several keys at once
+	verdicts                 // ranges of one key, each with a verdict
+	addresses                // single addresses, each with another of its family
 )
 
 type chain struct {
@@ -63,19 +64,35 @@ type hook struct {
 // The UDP port of the underlay is therefore not opened here: an accept in our
 // table would change nothing in anybody else's.
 func compile(cfg host.Firewall) (*table, error) {
+	t := &table{}
+	if cfg.Interface == "" && redirects(cfg.Redirect) {
+		t.translate(cfg)
+		return t, nil
+	}
 	for _, name := range append([]string{cfg.Interface}, cfg.LANs...) {
 		if name == "" || len(name) > 15 {
 			return nil, fmt.Errorf("firewall: %q is not an interface name", name)
 		}
 	}
-	t := &table{}
+	if err := t.guard(cfg); err != nil {
+		return nil, err
+	}
+	t.translate(cfg)
+	if cfg.SNAT || cfg.MasqueradeLAN || len(cfg.Devices) > 0 {
+		t.chains = append(t.chains, natChain(cfg))
+	}
+	return t, nil
+}
+
+// guard adds the filter between mesh and home.
+func (t *table) guard(cfg host.Firewall) error {
 	t.sets = append(t.sets, ifaceSet("lans", cfg.LANs))
 	var classes []chain
 	for _, f := range families() {
 		t.addressSets(f, cfg)
 		list, err := compileACL(cfg.Rules, f.v6)
 		if err != nil {
-			return nil, fmt.Errorf("firewall: IPv%s: %w", f.digit, err)
+			return fmt.Errorf("firewall: IPv%s: %w", f.digit, err)
 		}
 		t.sets = append(t.sets, sourceMap(f, list.sources))
 		for i, boxes := range list.classes {
@@ -86,23 +103,17 @@ func compile(cfg host.Firewall) (*table, error) {
 	t.chains = append(t.chains, classes...)
 	t.chains = append(t.chains, aclChain(), replyChain(), guardChain(), toMesh(cfg), fromMesh(cfg), inputMesh(),
 		forwardChain(cfg), inputChain(cfg), mssChain(cfg))
-	if cfg.SNAT || cfg.MasqueradeLAN {
-		t.chains = append(t.chains, natChain(cfg))
-	}
-	return t, nil
+	return nil
 }
 
 // addressSets adds the sets of addresses of one family.
 func (t *table) addressSets(f family, cfg host.Firewall) {
-	own := make([]netip.Prefix, 0, len(cfg.Own))
-	for _, a := range cfg.Own {
-		own = append(own, netip.PrefixFrom(a, a.BitLen()))
-	}
-	ours := append(slices.Clone(own), cfg.LocalLANs...)
+	own, devices := singles(cfg.Own), names(cfg.Devices)
+	ours := slices.Concat(own, cfg.LocalLANs, devices)
 	t.sets = append(t.sets,
 		rangeSet(f, "own", rangesOf(own, f.v6)),
 		rangeSet(f, "ours", rangesOf(ours, f.v6)),
-		rangeSet(f, "mesh", rangesOf(cfg.Mesh, f.v6)),
+		rangeSet(f, "mesh", rangesOf(slices.Concat(cfg.Mesh, devices), f.v6)),
 		rangeSet(f, "exposed", subtractRanges(rangesOf(cfg.Exposed, f.v6), unroutable(f.v6))))
 	if cfg.MasqueradeLAN {
 		t.sets = append(t.sets,
@@ -258,25 +269,6 @@ func mssChain(cfg host.Firewall) chain {
 	}}
 }
 
-// natChain. Towards other sites our LANs keep their addresses if the sites know
-// them; all else that our LANs begin in the mesh gets our mesh address.
-func natChain(cfg host.Firewall) chain {
-	c := chain{name: "postrouting",
-		hook: &hook{nftables.ChainTypeNAT, *nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource}}
-	if cfg.SNAT {
-		c.rules = append(c.rules, rule(iifname(cfg.Interface), notOifname(cfg.Interface), masquerade()))
-	}
-	if !cfg.MasqueradeLAN {
-		return c
-	}
-	for _, f := range families() {
-		c.rules = append(c.rules, rule(oifname(cfg.Interface),
-			f.addrIn(f.src, "local"+f.digit), f.addrIn(f.dst, "sites"+f.digit), accept()))
-	}
-	c.rules = append(c.rules, rule(iifIn("lans"), oifname(cfg.Interface), masquerade()))
-	return c
-}
-
 func ifaceSet(name string, ifaces []string) set {
 	s := set{name: name, key: nftables.TypeIFName, kind: plain}
 	ifaces = slices.Clone(ifaces)
@@ -338,6 +330,9 @@ func (t *table) digest() (string, error) {
 		fmt.Fprintf(h, "set %s %s %d\n", s.name, s.key.Name, s.kind)
 		for _, v := range s.values {
 			fmt.Fprintf(h, "%x-%x %v", v.Key, v.KeyEnd, v.IntervalEnd)
+			if len(v.Val) > 0 {
+				fmt.Fprintf(h, " %x", v.Val)
+			}
 			if v.VerdictData != nil {
 				fmt.Fprintf(h, " %d %s", v.VerdictData.Kind, v.VerdictData.Chain)
 			}

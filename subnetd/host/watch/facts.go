@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sort"
 
 	"subnetd/subnetd/host"
 
@@ -51,7 +52,7 @@ func look(c *netlink.Conn) (host.Facts, error) {
 
 // facts puts the three dumps together.
 func facts(name string, links []host.Interface, addrs []rtnetlink.AddressMessage, routes []rtnetlink.RouteMessage) host.Facts {
-	slices.SortFunc(links, func(a, b host.Interface) int { return cmp.Compare(a.Index, b.Index) })
+	sort.Slice(links, func(i, j int) bool { return links[i].Index < links[j].Index })
 	byIndex := make(map[uint32]*host.Interface, len(links))
 	for i := range links {
 		byIndex[uint32(links[i].Index)] = &links[i]
@@ -111,15 +112,12 @@ func defaults(routes []rtnetlink.RouteMessage, byIndex map[uint32]*host.Interfac
 			add(&m, hop.Hop.IfIndex, hop.Gateway)
 		}
 	}
-	slices.SortFunc(found, func(a, b ranked) int {
-		family := 0
+	sort.Slice(found, func(i, j int) bool {
+		a, b := found[i], found[j]
 		if a.V6 != b.V6 {
-			family = 1
-			if b.V6 {
-				family = -1
-			}
+			return b.V6
 		}
-		return cmp.Or(family, cmp.Compare(a.metric, b.metric), cmp.Compare(a.Interface, b.Interface), a.Gateway.Compare(b.Gateway))
+		return cmp.Or(cmp.Compare(a.metric, b.metric), cmp.Compare(a.Interface, b.Interface), a.Gateway.Compare(b.Gateway)) < 0
 	})
 	var out []host.Default
 	for _, r := range found {

@@ -1,0 +1,137 @@
+package firewall
+
+import (
+	"net/netip"
+	"slices"
+	"sort"
+
+	"subnetd/subnetd/host"
+
+	"github.com/google/nftables"
+)
+
+// Translations happen once for a flow, at its first packet:
+//
+//	prerouting   a device's mesh address becomes its LAN address (to_device),
+//	             and 80 and 443 of the WAN become the coordinator's port (to_home)
+//	output       to_home, for what the router itself sends
+//	postrouting  whose address a packet leaves with
+//
+// The filter sees addresses of after prerouting and of before postrouting.
+
+// behindTheirs puts our destination NAT after that of others, who are at
+// NF_IP_PRI_NAT_DST (-100): the first to translate a flow wins, and a port that
+// the owner forwards elsewhere stays his.
+const behindTheirs nftables.ChainPriority = -90
+
+func redirects(r host.Redirect) bool { return len(r.Addrs) > 0 && len(r.Ports) > 0 && r.To != 0 }
+
+// translate adds the sets and chains of destination NAT.
+func (t *table) translate(cfg host.Firewall) {
+	var pre, out []match
+	if cfg.Interface != "" && len(cfg.Devices) > 0 {
+		c := chain{name: "to_device"}
+		for _, f := range families() {
+			t.sets = append(t.sets, deviceMap(f, cfg.Devices), rangeSet(f, "hosts", rangesOf(hosts(cfg.Devices), f.v6)))
+			c.rules = append(c.rules, f.translated("device"+f.digit))
+		}
+		t.chains = append(t.chains, c)
+		pre = append(pre, rule(iifname(cfg.Interface), jump(c.name)), rule(iifIn("lans"), jump(c.name)))
+	}
+	if redirects(cfg.Redirect) {
+		c := chain{name: "to_home"}
+		t.sets = append(t.sets, portSet("ports", cfg.Redirect.Ports))
+		for _, f := range families() {
+			t.sets = append(t.sets, rangeSet(f, "wan", rangesOf(singles(cfg.Redirect.Addrs), f.v6)))
+			c.rules = append(c.rules, rule(f.addrIn(f.dst, "wan"+f.digit), tcpPortIn("ports"), toPort(cfg.Redirect.To)))
+		}
+		t.chains = append(t.chains, c)
+		pre, out = append(pre, jump(c.name)), append(out, jump(c.name))
+	}
+	if len(pre) > 0 {
+		t.chains = append(t.chains, chain{"prerouting", &hook{nftables.ChainTypeNAT, *nftables.ChainHookPrerouting, behindTheirs}, pre})
+	}
+	if len(out) > 0 {
+		t.chains = append(t.chains, chain{"output", &hook{nftables.ChainTypeNAT, *nftables.ChainHookOutput, behindTheirs}, out})
+	}
+}
+
+// natChain. What comes from the mesh, and a neighbour on the LAN that was
+// translated to a device, get our address, so that the answer comes back through
+// us. Towards other sites our LANs keep their addresses if the sites know them;
+// all else that our LANs begin in the mesh gets our mesh address.
+func natChain(cfg host.Firewall) chain {
+	c := chain{name: "postrouting",
+		hook: &hook{nftables.ChainTypeNAT, *nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource}}
+	if cfg.SNAT {
+		c.rules = append(c.rules, rule(iifname(cfg.Interface), notOifname(cfg.Interface), masquerade()))
+	}
+	if len(cfg.Devices) > 0 {
+		for _, f := range families() {
+			c.rules = append(c.rules, rule(iifIn("lans"), translatedFlow(), f.addrIn(f.dst, "hosts"+f.digit), masquerade()))
+		}
+	}
+	if !cfg.MasqueradeLAN {
+		return c
+	}
+	for _, f := range families() {
+		c.rules = append(c.rules, rule(oifname(cfg.Interface),
+			f.addrIn(f.src, "local"+f.digit), f.addrIn(f.dst, "sites"+f.digit), accept()))
+	}
+	c.rules = append(c.rules, rule(iifIn("lans"), oifname(cfg.Interface), masquerade()))
+	return c
+}
+
+// deviceMap translates mesh addresses into LAN addresses. Pairs that are none of
+// the family, both of them, translate nothing.
+func deviceMap(f family, devices []host.DeviceMap) set {
+	s := set{name: "device" + f.digit, key: f.addrType, kind: addresses}
+	ok := func(a netip.Addr) bool { return a.IsValid() && a.Is6() == f.v6 && !a.Is4In6() && a.Zone() == "" }
+	devices = slices.Clone(devices)
+	sort.Slice(devices, func(i, j int) bool {
+		a, b := devices[i], devices[j]
+		return a.Mesh.Less(b.Mesh) || a.Mesh == b.Mesh && a.LAN.Less(b.LAN)
+	})
+	var last netip.Addr
+	for _, d := range devices {
+		if ok(d.Mesh) && ok(d.LAN) && d.Mesh != last {
+			s.values = append(s.values, nftables.SetElement{Key: d.Mesh.AsSlice(), Val: d.LAN.AsSlice()})
+			last = d.Mesh
+		}
+	}
+	return s
+}
+
+func portSet(name string, ports []uint16) set {
+	s := set{name: name, key: nftables.TypeInetService, kind: plain}
+	for _, p := range slices.Compact(slices.Sorted(slices.Values(ports))) {
+		s.values = append(s.values, nftables.SetElement{Key: []byte{byte(p >> 8), byte(p)}})
+	}
+	return s
+}
+
+// hosts is the LAN addresses of devices.
+func hosts(devices []host.DeviceMap) []netip.Prefix {
+	var out []netip.Addr
+	for _, d := range devices {
+		out = append(out, d.LAN)
+	}
+	return singles(out)
+}
+
+// names is the mesh addresses of devices: ours, and nobody's as a source.
+func names(devices []host.DeviceMap) []netip.Prefix {
+	var out []netip.Addr
+	for _, d := range devices {
+		out = append(out, d.Mesh)
+	}
+	return singles(out)
+}
+
+func singles(addrs []netip.Addr) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(addrs))
+	for _, a := range addrs {
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return out
+}
