@@ -33,6 +33,10 @@ type Funcs struct {
 	Netcheck func(ctx context.Context) (any, error)
 	// Debug is the daemon's inside: "plan", "netmap" or "paths".
 	Debug func(what string) (any, error)
+	// Home is the coordinator in this router. It is asked for anew by each
+	// request, as the owner may change mesh.control at any time: ErrNotHome if
+	// another is the coordinator now, or what keeps ours from working.
+	Home func() (Home, error)
 }
 
 // ErrUnknownPeer is returned by Funcs.Ping, and arrives at the client as text.

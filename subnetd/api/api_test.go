@@ -26,6 +26,7 @@ import (
 type daemon struct {
 	asked chan string
 	snaps chan status.Snapshot
+	home  func() (Home, error)
 }
 
 func (d *daemon) funcs() Funcs {
@@ -62,13 +63,19 @@ func (d *daemon) funcs() Funcs {
 		},
 		Netcheck: func(context.Context) (any, error) { return map[string]bool{"udp": true}, nil },
 		Debug:    func(what string) (any, error) { return what, nil },
+		Home:     d.home,
 	}
 }
 
 // start runs a server on a socket of the test until the test ends.
 func start(t *testing.T) (*daemon, string) {
 	t.Helper()
-	d := &daemon{asked: make(chan string, 8), snaps: make(chan status.Snapshot)}
+	return startWith(t, nil)
+}
+
+func startWith(t *testing.T, home func() (Home, error)) (*daemon, string) {
+	t.Helper()
+	d := &daemon{asked: make(chan string, 8), snaps: make(chan status.Snapshot), home: home}
 	path := filepath.Join(t.TempDir(), "s")
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -189,30 +196,36 @@ func TestBadRequests(t *testing.T) {
 		{"GET", "/v1/debug/memory", "", 400},
 	} {
 		t.Run(tt.method+" "+tt.path[:min(len(tt.path), 20)], func(t *testing.T) {
-			conn, err := net.Dial("unix", path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			req, err := http.NewRequest(tt.method, "http://x"+tt.path, strings.NewReader(tt.body))
-			if err != nil {
-				t.Fatal(err)
-			}
-			go func() { _ = req.Write(conn) }() // a server that has heard enough does not read on
-			res, err := http.ReadResponse(bufio.NewReader(conn), req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer res.Body.Close()
-			var f failure
-			if err := json.NewDecoder(res.Body).Decode(&f); err != nil || f.Error == "" {
-				t.Errorf("no sentence: %v", err)
-			}
-			if res.StatusCode != tt.code {
-				t.Errorf("%d %q, want %d", res.StatusCode, f.Error, tt.code)
+			if code, text := raw(t, path, tt.method, tt.path, tt.body); code != tt.code || text == "" {
+				t.Errorf("%d %q, want %d and a sentence", code, text, tt.code)
 			}
 		})
 	}
+}
+
+// raw sends one request by hand, and gives the error that is answered.
+func raw(t *testing.T, socket, method, path, body string) (code int, text string) {
+	t.Helper()
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	req, err := http.NewRequest(method, "http://x"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = req.Write(conn) }() // a server that has heard enough does not read on
+	res, err := http.ReadResponse(bufio.NewReader(conn), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var f failure
+	if err := json.NewDecoder(res.Body).Decode(&f); err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, f.Error
 }
 
 // Many idle connections keep nobody else out for ever, and noise harms nothing.

@@ -127,6 +127,71 @@ func (c *Client) Debug(ctx context.Context, what string) (v json.RawMessage, err
 	return v, err
 }
 
+// Invite makes a pre-auth key for a new member.
+func (c *Client) Invite(ctx context.Context, r status.InviteRequest) (i status.Invite, err error) {
+	err = c.json(ctx, http.MethodPost, "/v1/home/invite", r, &i)
+	return i, err
+}
+
+// Keys is every pre-auth key that is still remembered.
+func (c *Client) Keys(ctx context.Context) (k []status.HomeKey, err error) {
+	err = c.json(ctx, http.MethodGet, "/v1/home/keys", nil, &k)
+	return k, err
+}
+
+// RevokeKey makes a pre-auth key worthless.
+func (c *Client) RevokeKey(ctx context.Context, id string) error {
+	return c.json(ctx, http.MethodPost, "/v1/home/keys/revoke", status.RevokeRequest{ID: id}, nil)
+}
+
+// Nodes is the members, and who waits to become one.
+func (c *Client) Nodes(ctx context.Context) (n status.HomeNodes, err error) {
+	err = c.json(ctx, http.MethodGet, "/v1/home/nodes", nil, &n)
+	return n, err
+}
+
+// Approve lets the device in that shows r.Code.
+func (c *Client) Approve(ctx context.Context, r status.NodeRequest) (status.HomeNode, error) {
+	return c.change(ctx, "approve", r)
+}
+
+// Rename gives r.Node the name r.Name.
+func (c *Client) Rename(ctx context.Context, r status.NodeRequest) (status.HomeNode, error) {
+	return c.change(ctx, "rename", r)
+}
+
+// Expire makes r.Node log in again after r.In.
+func (c *Client) Expire(ctx context.Context, r status.NodeRequest) (status.HomeNode, error) {
+	return c.change(ctx, "expire", r)
+}
+
+// Remove throws r.Node out, and says who it was.
+func (c *Client) Remove(ctx context.Context, r status.NodeRequest) (status.HomeNode, error) {
+	return c.change(ctx, "remove", r)
+}
+
+// Routes approves exactly r.Routes for r.Node.
+func (c *Client) Routes(ctx context.Context, r status.NodeRequest) (status.HomeNode, error) {
+	return c.change(ctx, "routes", r)
+}
+
+func (c *Client) change(ctx context.Context, verb string, r status.NodeRequest) (n status.HomeNode, err error) {
+	err = c.json(ctx, http.MethodPost, "/v1/home/nodes/"+verb, r, &n)
+	return n, err
+}
+
+// Policy is the policy in force.
+func (c *Client) Policy(ctx context.Context) (p status.HomePolicy, err error) {
+	err = c.json(ctx, http.MethodGet, "/v1/home/policy", nil, &p)
+	return p, err
+}
+
+// CheckPolicy asks whether the text could be the policy.
+func (c *Client) CheckPolicy(ctx context.Context, text string) (v status.PolicyVerdict, err error) {
+	err = c.json(ctx, http.MethodPost, "/v1/home/policy/check", status.PolicyText{Text: text}, &v)
+	return v, err
+}
+
 func (c *Client) json(ctx context.Context, method, path string, in, out any) error {
 	res, err := c.do(ctx, method, path, in)
 	if err != nil {

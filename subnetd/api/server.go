@@ -138,7 +138,7 @@ type route struct {
 }
 
 func (s *Server) routes() []route {
-	return []route{
+	return append(s.homeRoutes(), []route{
 		{"GET", "/v1/status", 0, s.status},
 		{"GET", "/v1/watch", 0, s.watch},
 		{"POST", "/v1/up", checkTimeout, s.up},
@@ -147,7 +147,7 @@ func (s *Server) routes() []route {
 		{"GET", "/v1/ping", pingTimeout, s.ping},
 		{"GET", "/v1/netcheck", checkTimeout, s.netcheck},
 		{"GET", "/v1/debug/{what}", 0, s.debug},
-	}
+	}...)
 }
 
 func (s *Server) handler() http.Handler {
@@ -169,7 +169,6 @@ func (s *Server) handler() http.Handler {
 
 func serve(r route) http.HandlerFunc {
 	return func(w http.ResponseWriter, q *http.Request) {
-		q.Body = http.MaxBytesReader(w, q.Body, maxBody)
 		if r.timeout > 0 {
 			ctx, cancel := context.WithTimeout(q.Context(), r.timeout)
 			defer cancel()
@@ -202,7 +201,9 @@ func code(err error) int {
 		return http.StatusRequestEntityTooLarge
 	case errors.As(err, &bad):
 		return http.StatusBadRequest
-	case errors.Is(err, ErrUnknownPeer):
+	case errors.Is(err, ErrNotHome):
+		return http.StatusConflict
+	case errors.Is(err, ErrUnknownPeer), errors.Is(err, ErrUnknownNode), errors.Is(err, ErrUnknownCode), errors.Is(err, ErrUnknownKey):
 		return http.StatusNotFound
 	case errors.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout
@@ -249,17 +250,18 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request) (any, error) {
 	return nil, errStreamed
 }
 
-func (s *Server) up(_ http.ResponseWriter, r *http.Request) (any, error) {
+func (s *Server) up(w http.ResponseWriter, r *http.Request) (any, error) {
 	var req UpRequest
-	if err := body(r, &req); err != nil {
+	if err := body(w, r, maxBody, &req); err != nil {
 		return nil, err
 	}
 	return struct{}{}, s.funcs.Up(r.Context(), req)
 }
 
-// body reads exactly one JSON value with no unknown fields.
-func body(r *http.Request, v any) error {
-	dec := json.NewDecoder(r.Body)
+// body reads exactly one JSON value of at most limit bytes, with no unknown
+// fields. Nothing else may read a body.
+func body(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
 		return badRequest{fmt.Errorf("the request is not understood: %w", err)}
