@@ -60,6 +60,22 @@ func TestArguments(t *testing.T) {
 		{"run", 1, "", "not in this test"},
 		{"status --socket " + nowhere, 1, "", "subnetd is not running: nothing answers at " + nowhere},
 		{"up --timeout soon", 2, "", "soon"},
+		{"policy", 2, "", "policy what? There is check, show"},
+		{"policy write", 2, "", `policy knows check, show, not "write"`},
+		{"policy --json", 2, "", "`subnetd help policy` lists"},
+		{"help policy", 0, "policy check FILE", ""},
+		{"help nodes", 0, "nodes rename NODE NAME", ""},
+		{"help nodes expire", 0, "-in", ""},
+		{"nodes expire --help", 0, "example: subnetd nodes expire", ""},
+		{"keys revoke 3 --socket " + nowhere, 1, "", "not running"},
+		{"keys --socket " + nowhere + " revoke 3", 2, "", "flags stand behind the verb"},
+		{"nodes routes a 10.0.0.0", 2, "", `"10.0.0.0" is no prefix`},
+		{"nodes routes a 10.0.0.0/99", 2, "", `"10.0.0.0/99" is no prefix`},
+		{"invite now", 2, "", `invite takes no arguments, got "now"`},
+		{"invite --tags printer", 2, "", `"printer" is no tag: write tag:NAME`},
+		{"invite --tags tag:a,", 2, "", `"" is no tag`},
+		{"invite --tags tag:", 2, "", `"tag:" is no tag`},
+		{"invite --expires -1h", 2, "", "more than 0 and at most 10 years"},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			code, stdout, stderr := call(build, strings.Fields(tt.args)...)
@@ -93,7 +109,8 @@ type daemon struct {
 	pings func(n int) (api.PingResult, error)
 	pinged,
 	downs int
-	up api.UpRequest
+	up   api.UpRequest
+	home func() (api.Home, error)
 }
 
 func (d *daemon) funcs() api.Funcs {
@@ -123,6 +140,7 @@ func (d *daemon) funcs() api.Funcs {
 		},
 		Netcheck: func(context.Context) (any, error) { return map[string]any{"UDP": "works"}, nil },
 		Debug:    func(what string) (any, error) { return []string{what}, nil },
+		Home:     d.home,
 	}
 }
 

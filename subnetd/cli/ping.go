@@ -49,7 +49,7 @@ func (p *program) ping(ctx context.Context, c *api.Client, target string, count 
 		}
 		if err != nil {
 			failed = err
-			fmt.Fprintln(p.err, err)
+			fmt.Fprintln(p.err, printable(err.Error(), ""))
 			continue
 		}
 		answered = true
@@ -69,5 +69,5 @@ func pong(r api.PingResult) string {
 	if r.Path.Kind != "direct" {
 		way = "by relay " + r.Relay + because(r.Path.Reason)
 	}
-	return fmt.Sprintf("pong of %s (%s) %s in %.1f ms", r.Name, r.Addr, way, float64(r.Path.RTT)/float64(time.Millisecond))
+	return fmt.Sprintf("pong of %s (%s) %s in %.1f ms", printable(r.Name, ""), r.Addr, printable(way, ""), float64(r.Path.RTT)/float64(time.Millisecond))
 }

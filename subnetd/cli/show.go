@@ -3,14 +3,12 @@ package cli
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
 	"net/netip"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"subnetd/subnetd/api"
@@ -27,7 +25,7 @@ func statusCommand(p *program, fs *flag.FlagSet) func(context.Context, []string)
 		if *asJSON {
 			return writeJSON(p.out, s)
 		}
-		return show(p.out, s, time.Now())
+		return show(p.out, s, p.now())
 	})
 }
 
@@ -54,31 +52,17 @@ func debugCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) 
 	})
 }
 
-func writeJSON(w io.Writer, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	var b bytes.Buffer
-	if err := json.Indent(&b, data, "", "  "); err != nil {
-		return err
-	}
-	b.WriteByte('\n')
-	_, err = w.Write(b.Bytes())
-	return err
-}
-
 // show draws a snapshot: troubles first.
 func show(w io.Writer, s status.Snapshot, now time.Time) error {
 	b := &bytes.Buffer{}
 	for _, p := range s.Problems {
-		fmt.Fprintf(b, "! %s", p.Text)
+		fmt.Fprintf(b, "! %s", printable(p.Text, ""))
 		if !p.Since.IsZero() {
 			fmt.Fprintf(b, " (for %s)", ago(now, p.Since))
 		}
 		b.WriteByte('\n')
 		if p.Fix != "" {
-			fmt.Fprintf(b, "  %s\n", p.Fix)
+			fmt.Fprintf(b, "  %s\n", printable(p.Fix, ""))
 		}
 	}
 	if len(s.Problems) > 0 {
@@ -91,10 +75,10 @@ func show(w io.Writer, s status.Snapshot, now time.Time) error {
 }
 
 func showSelf(b *bytes.Buffer, s status.Snapshot, now time.Time) {
-	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	var rows [][]string
 	row := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(t, "%s\t%s\n", name, value)
+			rows = append(rows, []string{name, value})
 		}
 	}
 	row("mesh", membership(s, now))
@@ -103,7 +87,7 @@ func showSelf(b *bytes.Buffer, s status.Snapshot, now time.Time) {
 	row("name", s.Name)
 	row("addresses", addresses(s.Addresses))
 	if !s.KeyExpiry.IsZero() {
-		row("key expires", s.KeyExpiry.Local().Format("2006-01-02 15:04"))
+		row("key expires", day(s.KeyExpiry))
 	}
 	row("lan", strings.Join(s.LANs, ", "))
 	row("offers", offers(s.Exposed, s.Approved))
@@ -111,7 +95,7 @@ func showSelf(b *bytes.Buffer, s status.Snapshot, now time.Time) {
 	if s.Engine != "" {
 		row("engine", s.Engine+because(s.EngineReason))
 	}
-	t.Flush()
+	table(b, rows)
 }
 
 func membership(s status.Snapshot, now time.Time) string {
@@ -176,17 +160,11 @@ func showPeers(b *bytes.Buffer, peers []status.Peer) {
 		return
 	}
 	b.WriteByte('\n')
-	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "PEER\tADDRESS\tOS\tPATH\tRTT\tRECEIVED\tSENT")
+	rows := [][]string{{"PEER", "ADDRESS", "OS", "PATH", "RTT", "RECEIVED", "SENT"}}
 	for _, p := range peers {
-		first := ""
-		if len(p.Addresses) > 0 {
-			first = p.Addresses[0].String()
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			strings.TrimSuffix(p.Name, "."), first, p.OS, way(p), rtt(p.RTT), size(p.Rx), size(p.Tx))
+		rows = append(rows, []string{strings.TrimSuffix(p.Name, "."), firstOf(p.Addresses), p.OS, way(p), rtt(p.RTT), size(p.Rx), size(p.Tx)})
 	}
-	t.Flush()
+	table(b, rows)
 }
 
 // way says how a peer is reached, and why not better.
@@ -244,3 +222,6 @@ func ago(now, t time.Time) string {
 		return fmt.Sprintf("%d days", int(d.Hours()/24))
 	}
 }
+
+// day prints a time as the machine's owner reads it.
+func day(t time.Time) string { return t.Local().Format("2006-01-02 15:04") }

@@ -85,3 +85,20 @@ func TestUnits(t *testing.T) {
 		}
 	}
 }
+
+// What others call themselves, or the coordinator says, paints no terminal and breaks no table.
+func TestShowHostile(t *testing.T) {
+	const bad = "a\x1b[2J\t\n\u009b"
+	s := status.Snapshot{
+		Phase: status.PhaseJoined, Control: bad, LoginURL: bad, Error: bad, Name: bad, HomeRelay: bad,
+		Peers:    []status.Peer{{Name: bad, OS: bad, Path: "relay", Relay: bad, Reason: bad}},
+		Problems: []status.Problem{{Text: bad, Fix: bad}},
+	}
+	var b bytes.Buffer
+	if err := show(&b, s, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.String(); got != printable(got, "\n") || bytes.Count(b.Bytes(), []byte("\n")) != 11 {
+		t.Errorf("%q", got)
+	}
+}

@@ -76,10 +76,10 @@ func (p *program) waitJoined(ctx context.Context, c *api.Client, timeout time.Du
 	err := c.Watch(ctx, func(s status.Snapshot) bool {
 		switch {
 		case s.Phase == status.PhaseJoined:
-			say(fmt.Sprintf("joined as %s (%s)", s.Name, addresses(s.Addresses)))
+			say(fmt.Sprintf("joined as %s (%s)", printable(s.Name, ""), addresses(s.Addresses)))
 			return false
 		case s.LoginURL != "":
-			say("to let this node in, open:\n\n\t" + s.LoginURL + "\n")
+			say("to let this node in, open:\n\n\t" + printable(s.LoginURL, "") + "\n")
 		case s.Error != "":
 			refused = errors.New(s.Error)
 			return false
