@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sort"
 	"time"
 
 	"subnetd/subnetd/mesh"
@@ -192,7 +193,7 @@ func (s *session) upsertPeers(in []*tailcfg.Node) {
 	}
 	s.peers = slices.DeleteFunc(s.peers, func(n mesh.Node) bool { return n.Key.IsZero() })
 	if len(fresh) > 0 {
-		slices.SortFunc(s.peers, func(a, b mesh.Node) int { return cmp.Compare(a.ID, b.ID) })
+		sort.Slice(s.peers, func(i, j int) bool { return s.peers[i].ID < s.peers[j].ID })
 	}
 	s.peersMoved()
 }

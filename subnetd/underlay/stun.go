@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sort"
 	"time"
 
 	"subnetd/subnetd/mesh"
@@ -319,14 +320,12 @@ func nearest(home int, regions []mesh.RelayRegion, latency map[int]time.Duration
 	some := slices.DeleteFunc(slices.Clone(regions), func(r mesh.RelayRegion) bool {
 		return latency[r.ID] == 0 && r.ID != home
 	})
-	slices.SortStableFunc(some, func(a, b mesh.RelayRegion) int {
-		if (a.ID == home) != (b.ID == home) {
-			if a.ID == home {
-				return -1
-			}
-			return 1
+	sort.SliceStable(some, func(i, j int) bool {
+		a, b := some[i].ID, some[j].ID
+		if (a == home) != (b == home) {
+			return a == home
 		}
-		return cmp.Compare(latency[a.ID], latency[b.ID])
+		return latency[a] < latency[b]
 	})
 	return some[:min(len(some), 3)]
 }
