@@ -17,6 +17,7 @@ import (
 const (
 	DefaultInterface = "mesh0"
 	NftTable         = "subnetd"
+	NftHomeTable     = "subnetd_home" // the way to a coordinator here
 	RouteTable       = 8410
 	Mark             = 0x05000000 // on packets of our own sockets
 	MarkMask         = 0x0f000000
@@ -56,8 +57,9 @@ type Route struct {
 	Forward   bool           // IP forwarding, v4 and v6, shall be on
 }
 
-// Firewall is the packet policy at the edge between mesh and home. The zero
-// Firewall means: no table of ours.
+// Firewall is the packet policy at the edge between mesh and home (NftTable) and
+// the way to a coordinator here (NftHomeTable). The zero Firewall means: no table
+// of ours.
 type Firewall struct {
 	// Interface is the mesh interface; "": there is none, and of all the rest
 	// only Redirect counts.

@@ -264,7 +264,7 @@ func TestBytes(t *testing.T) {
 }
 
 func TestCompileNames(t *testing.T) {
-	for _, cfg := range []host.Firewall{{}, {Interface: "sixteencharacter"}, {Interface: "mesh0", LANs: []string{""}}} {
+	for _, cfg := range []host.Firewall{{Interface: "sixteencharacter"}, {Interface: "mesh0", LANs: []string{""}}} {
 		if _, err := compile(cfg); err == nil {
 			t.Errorf("%+v compiled", cfg)
 		}

@@ -1,20 +1,25 @@
-// Package firewall is the hand that keeps our nftables table: the policy at the
-// edge between mesh and home. It talks to the kernel by netlink only and touches
-// no table but `inet subnetd`.
+// Package firewall is the hand that keeps our nftables tables: `inet subnetd`, the
+// policy at the edge between mesh and home, and `inet subnetd_home`, the way to a
+// coordinator here. It talks to the kernel by netlink only and touches no other
+// table.
+//
+//	Set     policy -> compile -> for each table: bring
+//	bring   equal digest and intact: nothing; only sets differ: update;
+//	        else: replace
 package firewall
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"subnetd/subnetd/host"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -34,47 +39,66 @@ type Firewall struct {
 // New returns the hand. It touches nothing.
 func New(log *slog.Logger) *Firewall { return &Firewall{log: log, dial: dial} }
 
-// Set makes our table the one for cfg, in one transaction of the kernel: at no
-// time is there no policy or half of one. If the table is already that, nothing
-// is changed. A value without an interface and a redirect removes the table. On error the kernel keeps what
-// it had.
+// Set makes our tables the ones for cfg, each in one transaction of the kernel,
+// and changes nothing where that is so already. A value without an interface has
+// no table of the edge, one without a redirect none of the coordinator. On error
+// the kernel keeps the table it had; the other one is brought nevertheless.
 func (f *Firewall) Set(ctx context.Context, cfg host.Firewall) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	tables, err := compile(cfg)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		err = cmp.Or(err, f.bring(ctx, t))
+	}
+	return err
+}
+
+// bring makes the kernel's table t.
+func (f *Firewall) bring(ctx context.Context, t *table) error {
 	conn, err := f.dial()
 	if err != nil {
 		return err
 	}
-	if cfg.Interface == "" && !redirects(cfg.Redirect) {
-		return f.remove(conn)
-	}
-	t, err := compile(cfg)
-	if err != nil {
-		return err
+	if len(t.chains) == 0 {
+		return f.remove(conn, t)
 	}
 	want, err := t.digest()
 	if err != nil {
 		return err
 	}
-	have, err := marker(conn)
+	have, err := t.marker(conn)
 	if err != nil {
 		return err
 	}
-	if have == want {
-		whole, err := t.intact(conn)
-		if err != nil || whole {
-			return err
+	log := f.log.With("table", t.name)
+	level := slog.LevelInfo
+	switch {
+	case have == want:
+		whole, broken := t.intact(conn)
+		if broken != nil || whole {
+			return broken
 		}
-		f.log.Warn("somebody changed the firewall table of subnetd, it is loaded again")
+		log.Warn("somebody changed the firewall table of subnetd, it is loaded again")
+		err = t.replace(conn, want)
+	case have.rules == want.rules:
+		level = slog.LevelDebug
+		if why := t.update(conn, want); why != nil {
+			log.Debug("firewall sets not changed in place, the table is loaded again", "why", why)
+			if conn, err = f.dial(); err == nil { // a new one: nothing is left of what update queued
+				err = t.replace(conn, want)
+			}
+		}
+	default:
+		err = t.replace(conn, want)
 	}
-	if err := t.enqueue(conn, want); err != nil {
+	if err != nil {
 		return err
 	}
-	if err := conn.Flush(); err != nil {
-		return explain("replace table", err)
-	}
-	f.log.Info("firewall policy applied", "rules", len(cfg.Rules), "sets", len(t.sets), "was", have, "is", want)
+	log.Log(ctx, level, "firewall policy applied", "chains", len(t.chains), "sets", len(t.sets), "was", have, "is", want)
 	return nil
 }
 
@@ -109,42 +133,27 @@ func explain(doing string, err error) error {
 	return fmt.Errorf("firewall: %s: %s%w", doing, why, err)
 }
 
-func ours() *nftables.Table {
-	return &nftables.Table{Name: host.NftTable, Family: nftables.TableFamilyINet}
+func (t *table) nft() *nftables.Table {
+	return &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
 }
 
-// marker returns the digest of the table in the kernel, "" if there is none.
-func marker(conn *nftables.Conn) (string, error) {
-	exists, err := tableExists(conn)
-	if err != nil || !exists {
-		return "", err
-	}
-	rules, err := conn.GetRules(ours(), &nftables.Chain{Name: markerChain})
+func (t *table) exists(conn *nftables.Conn) (bool, error) {
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
-		return "", explain("read marker", err)
+		return false, explain("list tables", err)
 	}
-	if len(rules) != 1 {
-		return "", nil
-	}
-	digest, _ := userdata.GetString(rules[0].UserData, userdata.TypeComment)
-	return digest, nil
+	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == t.name }), nil
 }
 
 // intact reports whether the kernel's table has as many rules and set elements
 // as t in each place. It finds what others flushed, added or deleted, not an
 // exchange of one for another.
 func (t *table) intact(conn *nftables.Conn) (bool, error) {
-	for _, c := range t.chains {
-		rules, err := conn.GetRules(ours(), &nftables.Chain{Name: c.name})
-		if errors.Is(err, unix.ENOENT) || err == nil && len(rules) != len(c.rules) {
-			return false, nil
-		}
-		if err != nil {
-			return false, explain("read rules", err)
-		}
+	if whole, err := t.rulesIntact(conn); err != nil || !whole {
+		return false, err
 	}
 	for _, s := range t.sets {
-		elements, err := conn.GetSetElements(s.nft(ours()))
+		elements, err := conn.GetSetElements(s.nft(t.nft()))
 		if errors.Is(err, unix.ENOENT) || err == nil && len(elements) != len(s.values) {
 			return false, nil
 		}
@@ -155,35 +164,37 @@ func (t *table) intact(conn *nftables.Conn) (bool, error) {
 	return true, nil
 }
 
-func tableExists(conn *nftables.Conn) (bool, error) {
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return false, explain("list tables", err)
-	}
-	for _, t := range tables {
-		if t.Name == host.NftTable {
-			return true, nil
+// rulesIntact is intact for the rules alone.
+func (t *table) rulesIntact(conn *nftables.Conn) (bool, error) {
+	for _, c := range t.chains {
+		rules, err := conn.GetRules(t.nft(), &nftables.Chain{Name: c.name})
+		if errors.Is(err, unix.ENOENT) || err == nil && len(rules) != len(c.rules) {
+			return false, nil
+		}
+		if err != nil {
+			return false, explain("read rules", err)
 		}
 	}
-	return false, nil
+	return true, nil
 }
 
-func (f *Firewall) remove(conn *nftables.Conn) error {
-	exists, err := tableExists(conn)
+func (f *Firewall) remove(conn *nftables.Conn, t *table) error {
+	exists, err := t.exists(conn)
 	if err != nil || !exists {
 		return err
 	}
-	conn.DelTable(ours())
+	conn.DelTable(t.nft())
 	if err := conn.Flush(); err != nil {
 		return explain("remove table", err)
 	}
-	f.log.Info("firewall policy removed")
+	f.log.Info("firewall policy removed", "table", t.name)
 	return nil
 }
 
-// enqueue puts the whole table into conn's next transaction.
-func (t *table) enqueue(conn *nftables.Conn, digest string) error {
-	tab := ours()
+// replace puts t in the place of whatever the kernel's table is, in one
+// transaction.
+func (t *table) replace(conn *nftables.Conn, is digest) error {
+	tab := t.nft()
 	conn.AddTable(tab) // so that the next line finds one
 	conn.DelTable(tab)
 	conn.AddTable(tab)
@@ -192,7 +203,8 @@ func (t *table) enqueue(conn *nftables.Conn, digest string) error {
 		chains[i] = conn.AddChain(c.nft(tab))
 	}
 	for _, s := range t.sets {
-		if err := s.enqueue(conn, tab); err != nil {
+		out := s.nft(tab)
+		if err := cmp.Or(conn.AddSet(out, nil), inChunks(conn.SetAddElements, out, s.values)); err != nil {
 			return fmt.Errorf("firewall: set %s: %w", s.name, err)
 		}
 	}
@@ -201,10 +213,11 @@ func (t *table) enqueue(conn *nftables.Conn, digest string) error {
 			conn.AddRule(&nftables.Rule{Table: tab, Chain: chains[i], Exprs: r})
 		}
 	}
-	mark := conn.AddChain(&nftables.Chain{Table: tab, Name: markerChain})
-	conn.AddRule(&nftables.Rule{Table: tab, Chain: mark,
-		Exprs:    verdict(expr.VerdictReturn, ""),
-		UserData: userdata.AppendString(nil, userdata.TypeComment, digest)})
+	conn.AddChain(&nftables.Chain{Table: tab, Name: markerChain})
+	is.mark(conn, tab)
+	if err := conn.Flush(); err != nil {
+		return explain("replace table", err)
+	}
 	return nil
 }
 
@@ -232,17 +245,12 @@ func (s set) nft(tab *nftables.Table) *nftables.Set {
 	return out
 }
 
-func (s set) enqueue(conn *nftables.Conn, tab *nftables.Table) error {
-	out := s.nft(tab)
-	if err := conn.AddSet(out, nil); err != nil {
-		return err
-	}
-	for rest := s.values; len(rest) > 0; {
-		n := min(chunk, len(rest))
-		if err := conn.SetAddElements(out, rest[:n]); err != nil {
+// inChunks hands elements to an operation in pieces that fit into a message.
+func inChunks(do func(*nftables.Set, []nftables.SetElement) error, s *nftables.Set, elements []nftables.SetElement) error {
+	for c := range slices.Chunk(elements, chunk) {
+		if err := do(s, c); err != nil {
 			return err
 		}
-		rest = rest[n:]
 	}
 	return nil
 }

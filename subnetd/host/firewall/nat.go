@@ -26,34 +26,37 @@ const behindTheirs nftables.ChainPriority = -90
 
 func redirects(r host.Redirect) bool { return len(r.Addrs) > 0 && len(r.Ports) > 0 && r.To != 0 }
 
-// translate adds the sets and chains of destination NAT.
+// redirection is the table that leads to a coordinator here.
+func redirection(r host.Redirect) *table {
+	t := &table{name: host.NftHomeTable}
+	if !redirects(r) {
+		return t
+	}
+	c := chain{name: "to_home"}
+	t.sets = append(t.sets, portSet("ports", r.Ports))
+	for _, f := range families() {
+		t.sets = append(t.sets, rangeSet(f, "wan", rangesOf(singles(r.Addrs), f.v6)))
+		c.rules = append(c.rules, rule(f.addrIn(f.dst, "wan"+f.digit), tcpPortIn("ports"), toPort(r.To)))
+	}
+	t.chains = append(t.chains, c,
+		chain{"prerouting", dstNATHook(nftables.ChainHookPrerouting), []match{jump(c.name)}},
+		chain{"output", dstNATHook(nftables.ChainHookOutput), []match{jump(c.name)}})
+	return t
+}
+
+// translate adds the sets and chains that lead to devices.
 func (t *table) translate(cfg host.Firewall) {
-	var pre, out []match
-	if cfg.Interface != "" && len(cfg.Devices) > 0 {
-		c := chain{name: "to_device"}
-		for _, f := range families() {
-			t.sets = append(t.sets, deviceMap(f, cfg.Devices), rangeSet(f, "hosts", rangesOf(hosts(cfg.Devices), f.v6)))
-			c.rules = append(c.rules, f.translated("device"+f.digit))
-		}
-		t.chains = append(t.chains, c)
-		pre = append(pre, rule(iifname(cfg.Interface), jump(c.name)), rule(iifIn("lans"), jump(c.name)))
+	c := chain{name: "to_device"}
+	for _, f := range families() {
+		t.sets = append(t.sets, deviceMap(f, cfg.Devices), rangeSet(f, "hosts", rangesOf(hosts(cfg.Devices), f.v6)))
+		c.rules = append(c.rules, f.translated("device"+f.digit))
 	}
-	if redirects(cfg.Redirect) {
-		c := chain{name: "to_home"}
-		t.sets = append(t.sets, portSet("ports", cfg.Redirect.Ports))
-		for _, f := range families() {
-			t.sets = append(t.sets, rangeSet(f, "wan", rangesOf(singles(cfg.Redirect.Addrs), f.v6)))
-			c.rules = append(c.rules, rule(f.addrIn(f.dst, "wan"+f.digit), tcpPortIn("ports"), toPort(cfg.Redirect.To)))
-		}
-		t.chains = append(t.chains, c)
-		pre, out = append(pre, jump(c.name)), append(out, jump(c.name))
-	}
-	if len(pre) > 0 {
-		t.chains = append(t.chains, chain{"prerouting", &hook{nftables.ChainTypeNAT, *nftables.ChainHookPrerouting, behindTheirs}, pre})
-	}
-	if len(out) > 0 {
-		t.chains = append(t.chains, chain{"output", &hook{nftables.ChainTypeNAT, *nftables.ChainHookOutput, behindTheirs}, out})
-	}
+	t.chains = append(t.chains, c, chain{"prerouting", dstNATHook(nftables.ChainHookPrerouting), []match{
+		rule(iifname(cfg.Interface), jump(c.name)), rule(iifIn("lans"), jump(c.name))}})
+}
+
+func dstNATHook(num *nftables.ChainHook) *hook {
+	return &hook{nftables.ChainTypeNAT, *num, behindTheirs}
 }
 
 // natChain. What comes from the mesh, and a neighbour on the LAN that was

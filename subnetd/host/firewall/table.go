@@ -1,8 +1,6 @@
 package firewall
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -15,13 +13,10 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// markerChain holds one rule whose comment is the digest of the table. It goes
-// when anybody flushes the table, so it tells both what is applied and that it
-// still is.
-const markerChain = "config"
-
-// table is the contents of our nftables table, as values.
+// table is the contents of an nftables table, as values. Without chains there is
+// none.
 type table struct {
+	name   string
 	sets   []set
 	chains []chain
 }
@@ -56,32 +51,39 @@ type hook struct {
 	priority nftables.ChainPriority
 }
 
-// compile turns a policy into a table. It is pure. Errors: names that are no
+// compile turns a policy into our tables. It is pure. Errors: names that are no
 // interface names, access rules beyond the bounds.
+//
+// While a table is replaced, a packet may pass the new chain a moment before its
+// rules count and the old one a moment after. The way to the coordinator has a
+// table of its own, which no change of the mesh touches: else a node that calls at
+// such a moment would be refused.
 //
 // The base chains accept what is none of our business. A drop here is final; an
 // accept is not: chains of others (fw4's) at later priorities may still drop.
 // The UDP port of the underlay is therefore not opened here: an accept in our
 // table would change nothing in anybody else's.
-func compile(cfg host.Firewall) (*table, error) {
-	t := &table{}
-	if cfg.Interface == "" && redirects(cfg.Redirect) {
-		t.translate(cfg)
-		return t, nil
+func compile(cfg host.Firewall) ([]*table, error) {
+	edge := &table{name: host.NftTable}
+	all := []*table{redirection(cfg.Redirect), edge}
+	if cfg.Interface == "" {
+		return all, nil
 	}
 	for _, name := range append([]string{cfg.Interface}, cfg.LANs...) {
 		if name == "" || len(name) > 15 {
 			return nil, fmt.Errorf("firewall: %q is not an interface name", name)
 		}
 	}
-	if err := t.guard(cfg); err != nil {
+	if err := edge.guard(cfg); err != nil {
 		return nil, err
 	}
-	t.translate(cfg)
-	if cfg.SNAT || cfg.MasqueradeLAN || len(cfg.Devices) > 0 {
-		t.chains = append(t.chains, natChain(cfg))
+	if len(cfg.Devices) > 0 {
+		edge.translate(cfg)
 	}
-	return t, nil
+	if cfg.SNAT || cfg.MasqueradeLAN || len(cfg.Devices) > 0 {
+		edge.chains = append(edge.chains, natChain(cfg))
+	}
+	return all, nil
 }
 
 // guard adds the filter between mesh and home.
@@ -321,39 +323,4 @@ func boxSet(f family, i int, boxes []box) set {
 // tripleKey is address . protocol . port, each padded to 32 bits.
 func tripleKey(a netip.Addr, proto uint8, port uint16) []byte {
 	return append(a.AsSlice(), proto, 0, 0, 0, byte(port>>8), byte(port), 0, 0)
-}
-
-// digest names the contents of the table: equal digests, equal tables.
-func (t *table) digest() (string, error) {
-	h := sha256.New()
-	for _, s := range t.sets {
-		fmt.Fprintf(h, "set %s %s %d\n", s.name, s.key.Name, s.kind)
-		for _, v := range s.values {
-			fmt.Fprintf(h, "%x-%x %v", v.Key, v.KeyEnd, v.IntervalEnd)
-			if len(v.Val) > 0 {
-				fmt.Fprintf(h, " %x", v.Val)
-			}
-			if v.VerdictData != nil {
-				fmt.Fprintf(h, " %d %s", v.VerdictData.Kind, v.VerdictData.Chain)
-			}
-			fmt.Fprintln(h)
-		}
-	}
-	for _, c := range t.chains {
-		fmt.Fprintf(h, "chain %s\n", c.name)
-		if c.hook != nil {
-			fmt.Fprintln(h, *c.hook)
-		}
-		for _, r := range c.rules {
-			for _, e := range r {
-				b, err := expr.Marshal(byte(nftables.TableFamilyINet), e)
-				if err != nil {
-					return "", fmt.Errorf("firewall: chain %s: %w", c.name, err)
-				}
-				fmt.Fprintf(h, "%x ", b)
-			}
-			fmt.Fprintln(h)
-		}
-	}
-	return hex.EncodeToString(h.Sum(nil)[:16]), nil
 }
