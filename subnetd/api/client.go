@@ -165,6 +165,11 @@ func (c *Client) Expire(ctx context.Context, r status.NodeRequest) (status.HomeN
 	return c.change(ctx, "expire", r)
 }
 
+// Probe asks r.Node whether it is there.
+func (c *Client) Probe(ctx context.Context, r status.NodeRequest) (status.HomeNode, error) {
+	return c.change(ctx, "probe", r)
+}
+
 // Remove throws r.Node out, and says who it was.
 func (c *Client) Remove(ctx context.Context, r status.NodeRequest) (status.HomeNode, error) {
 	return c.change(ctx, "remove", r)

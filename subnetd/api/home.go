@@ -38,6 +38,8 @@ type Home struct {
 	// is, or was before it went. ErrUnknownNode. No r.Routes means that none are
 	// approved; no r.In means now.
 	Rename, Expire, Remove, Routes func(ctx context.Context, r status.NodeRequest) (status.HomeNode, error)
+	// Probe asks one node over its connection to us, and returns it with the Answer.
+	Probe func(ctx context.Context, r status.NodeRequest) (status.HomeNode, error)
 	// Policy is what is in force.
 	Policy func() status.HomePolicy
 	// CheckPolicy says whether the text, of at most MaxPolicy bytes, could be.
@@ -71,6 +73,7 @@ func (s *Server) homeRoutes() []route {
 		{"POST", "/v1/home/nodes/expire", checkTimeout, s.change(wantNode, func(h Home) changeFunc { return h.Expire })},
 		{"POST", "/v1/home/nodes/remove", checkTimeout, s.change(wantNode, func(h Home) changeFunc { return h.Remove })},
 		{"POST", "/v1/home/nodes/routes", checkTimeout, s.change(wantNodeAndRoutes, func(h Home) changeFunc { return h.Routes })},
+		{"POST", "/v1/home/nodes/probe", pingTimeout, s.change(wantNode, func(h Home) changeFunc { return h.Probe })},
 		{"GET", "/v1/home/policy", 0, s.shown(func(h Home) any { return h.Policy() })},
 		{"POST", "/v1/home/policy/check", checkTimeout, told(s, maxPolicyBody, checkPolicy)},
 	}

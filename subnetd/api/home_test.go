@@ -49,7 +49,7 @@ func coordinator() Home {
 		Nodes: func() status.HomeNodes {
 			return status.HomeNodes{Pending: []status.HomePending{{Code: "AB", Since: noon}}}
 		},
-		Approve: change("approve"), Rename: change("rename"), Expire: change("expire"), Remove: change("remove"), Routes: change("routes"),
+		Approve: change("approve"), Rename: change("rename"), Expire: change("expire"), Probe: change("probe"), Remove: change("remove"), Routes: change("routes"),
 		Policy: func() status.HomePolicy { return status.HomePolicy{File: "f", Text: "{}", Error: "line 1"} },
 		CheckPolicy: func(text string) status.PolicyVerdict {
 			return status.PolicyVerdict{Error: fmt.Sprint(len(text))}
@@ -72,6 +72,7 @@ func TestHome(t *testing.T) {
 		"nodes":   {func() (any, error) { return c.Nodes(ctx) }, status.HomeNodes{Pending: []status.HomePending{{Code: "AB", Since: noon}}}},
 		"approve": {func() (any, error) { return c.Approve(ctx, status.NodeRequest{Code: "AB", User: "u"}) }, changed("approve", status.NodeRequest{Code: "AB", User: "u"})},
 		"rename":  {func() (any, error) { return c.Rename(ctx, status.NodeRequest{Node: "n", Name: "m"}) }, changed("rename", status.NodeRequest{Node: "n", Name: "m"})},
+		"probe":   {func() (any, error) { return c.Probe(ctx, status.NodeRequest{Node: "n"}) }, changed("probe", status.NodeRequest{Node: "n"})},
 		"expire":  {func() (any, error) { return c.Expire(ctx, status.NodeRequest{Node: "n", In: 5}) }, changed("expire", status.NodeRequest{Node: "n", In: 5})},
 		"remove":  {func() (any, error) { return c.Remove(ctx, status.NodeRequest{Node: "n"}) }, changed("remove", status.NodeRequest{Node: "n"})},
 		"routes": {func() (any, error) {
@@ -154,7 +155,7 @@ func TestNotHome(t *testing.T) {
 	})
 	_, never := start(t)
 	routes := NewServer("", Funcs{}, slog.New(slog.DiscardHandler)).homeRoutes()
-	if len(routes) != 11 {
+	if len(routes) != 12 {
 		t.Errorf("%d routes", len(routes))
 	}
 	for _, r := range routes {

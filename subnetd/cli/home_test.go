@@ -87,7 +87,7 @@ func (c *coordinator) home() (api.Home, error) {
 			return nil
 		},
 		Nodes:   members,
-		Approve: change("phone.lab"), Rename: change("hut.lab"), Expire: change("cabin.lab"), Remove: change("cabin.lab"), Routes: change("cabin.lab"),
+		Approve: change("phone.lab"), Rename: change("hut.lab"), Expire: change("cabin.lab"), Probe: change("cabin.lab"), Remove: change("cabin.lab"), Routes: change("cabin.lab"),
 		Policy: func() status.HomePolicy { return c.policy },
 		CheckPolicy: func(text string) status.PolicyVerdict {
 			c.asked = text
@@ -159,6 +159,7 @@ func TestVerbs(t *testing.T) {
 		{"nodes rename cabin hut", 0, status.NodeRequest{Node: "cabin", Name: "hut"}, "cabin is hut.lab (100.64.0.3, fd7a::3) now\n", ""},
 		{"nodes rename cabin", 2, nil, "", "subnetd: usage: subnetd nodes rename NODE NAME\n"},
 		{"nodes rename nobody hut", 1, status.NodeRequest{Node: "nobody", Name: "hut"}, "", "subnetd: no node has that name, address or ID: \"nobody\"\n"},
+		{"nodes probe cabin", 0, status.NodeRequest{Node: "cabin"}, "cabin.lab (100.64.0.3, fd7a::3) answers in -\n", ""},
 		{"nodes expire cabin", 0, status.NodeRequest{Node: "cabin"}, "cabin.lab (100.64.0.3, fd7a::3) must log in again\n", ""},
 		{"nodes expire cabin --in 1d12h", 0, status.NodeRequest{Node: "cabin", In: 36 * time.Hour}, "cabin.lab (100.64.0.3, fd7a::3) must log in again after 2026-11-01 12:00\n", ""},
 		{"nodes expire cabin --in 0s", 2, nil, "", "subnetd: nodes expire: invalid value \"0s\" for flag -in: a time like 12h or 30d is wanted, more than 0 and at most 10 years; `subnetd help nodes expire` lists its flags\n"},
@@ -175,7 +176,7 @@ func TestVerbs(t *testing.T) {
 		{"nodes routes bare none", 0, status.NodeRequest{Node: "bare"}, "cabin.lab (100.64.0.3, fd7a::3) offers no routes, and none are approved\n", ""},
 		{"nodes routes cabin none 10.0.0.0/8", 2, nil, "", "subnetd: nodes routes: \"none\" is no prefix: write it as 192.168.7.0/24 or fd07::/64, or none alone\n"},
 		{"nodes routes cabin 192.168.7.1/24", 2, nil, "", "subnetd: nodes routes: 192.168.7.1/24 is an address in a network: the network is 192.168.7.0/24\n"},
-		{"nodes aprove AB", 2, nil, "", "subnetd: nodes knows approve, rename, expire, remove, routes, not \"aprove\"\n"},
+		{"nodes aprove AB", 2, nil, "", "subnetd: nodes knows approve, rename, expire, remove, probe, routes, not \"aprove\"\n"},
 		{"nodes --json approve AB", 2, nil, "", "subnetd: nodes: flags stand behind the verb, as in `subnetd nodes approve --help`\n"},
 		{"keys revoke 3", 0, "3", "key 3 lets nobody in any more\n", ""},
 		{"keys revoke 4", 1, "4", "", "subnetd: no key has that ID: \"4\"\n"},

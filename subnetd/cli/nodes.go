@@ -22,6 +22,7 @@ func nodesVerbs() []command {
 		{"rename", "NODE NAME", "give a node another name", "nodes rename localhost tablet", renameCommand, nil},
 		{"expire", "NODE", "make a node log in again, now or later", "nodes expire tablet --in 30d", expireCommand, nil},
 		{"remove", "NODE", "throw a node out", "nodes remove tablet", removeCommand, nil},
+		{"probe", "NODE", "ask a node over its connection to the coordinator whether it is there", "nodes probe tablet", probeCommand, nil},
 		{"routes", "NODE [PREFIX...]", "show a node's routes, or approve exactly these; none: no one", "nodes routes cabin 192.168.7.0/24 fd07::/64", routesCommand, nil},
 	}
 }
@@ -41,10 +42,17 @@ func nodesCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) 
 }
 
 func approveCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) error {
-	user := fs.String("user", "", "whose device it becomes (default: the owner's)")
+	user := fs.String("user", "", "whose device it becomes (default: as before, or the owner's)")
 	return asking(fs, func(ctx context.Context, c *api.Client, args []string) error {
 		n, err := c.Approve(ctx, status.NodeRequest{Code: args[0], User: *user})
 		return p.done(err, "%s is let in", who(n))
+	})
+}
+
+func probeCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) error {
+	return asking(fs, func(ctx context.Context, c *api.Client, args []string) error {
+		n, err := c.Probe(ctx, status.NodeRequest{Node: args[0]})
+		return p.done(err, "%s answers in %s", who(n), rtt(n.Answer))
 	})
 }
 
@@ -108,6 +116,9 @@ func (p *program) done(err error, format string, a ...any) error {
 
 // who names a node to people.
 func who(n status.HomeNode) string {
+	if len(n.Addresses) == 0 {
+		return printable(n.Name, "")
+	}
 	return fmt.Sprintf("%s (%s)", printable(n.Name, ""), addresses(n.Addresses))
 }
 

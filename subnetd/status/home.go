@@ -23,6 +23,7 @@ type HomeNode struct {
 	Ephemeral bool         `json:"ephemeral,omitempty"`
 	Routes    []HomeRoute  `json:"routes,omitempty"`
 	Devices   []HomeDevice `json:"devices,omitempty"`
+	Answer    float64      `json:"answer,omitempty"` // of a probe: milliseconds it took
 }
 
 // HomeRoute is one prefix that a node offers, or that was approved before it did.
@@ -96,7 +97,7 @@ type RevokeRequest struct {
 type NodeRequest struct {
 	Node   string         `json:"node,omitempty"`   // name (full or first label), address or ID
 	Code   string         `json:"code,omitempty"`   // approve
-	User   string         `json:"user,omitempty"`   // approve; "": the owner
+	User   string         `json:"user,omitempty"`   // approve; "": as before, else the owner
 	Name   string         `json:"name,omitempty"`   // rename
 	In     time.Duration  `json:"in,omitempty"`     // expire: nanoseconds from now
 	Routes []netip.Prefix `json:"routes,omitempty"` // routes: exactly these are approved
