@@ -24,14 +24,11 @@ func (d *daemon) funcs() api.Funcs {
 		Ping:     d.ping,
 		Netcheck: d.netcheck,
 		Debug:    d.debug,
+		Home:     d.home.calls,
 	}
 }
 
-func (d *daemon) control() string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.cfg.Mesh.Control
-}
+func (d *daemon) control() string { return d.config().Mesh.Control }
 
 // ping asks the path machine for the way to a node, by name or address.
 func (d *daemon) ping(ctx context.Context, target string) (api.PingResult, error) {

@@ -46,13 +46,15 @@ type daemon struct {
 	tun    *tunnel.Userspace
 	cache  *netmapCache
 	member *member
+	home   *home
 	// started is a trouble found before there was anybody to tell.
 	started string
 
 	wishes sync.Mutex // one change of the owner's wishes at a time
 
-	mu  sync.Mutex // guards all below
-	cfg config.Config
+	mu   sync.Mutex // guards all below
+	cfg  config.Config
+	seen host.Facts
 	// relays is kept for `netcheck` and for the names of regions.
 	relays []mesh.RelayRegion
 	link   underlay.State
@@ -74,6 +76,7 @@ func run(opts cli.RunOptions) error {
 		d.engine,
 		task.Func("underlay", d.under.Run),
 		task.Func("watch", watch.New(d.logger("watch"), d.setFacts, d.engine.Repair).Run),
+		d.home,
 		d.member,
 		d.cache,
 		api.NewServer(opts.Socket, d.funcs(), d.logger("api")),
@@ -114,6 +117,7 @@ func build(opts cli.RunOptions) (*daemon, error) {
 		d.engine.SetProblem("disk", text, "Free some space: after a restart without the coordinator this node may not know the mesh.")
 	})
 	d.member = newMember(d, id)
+	d.home = newHome(d)
 	return d, nil
 }
 
@@ -180,18 +184,35 @@ func (d *daemon) restore() {
 	if f, err := watch.Facts(); err == nil {
 		d.setFacts(f)
 	}
+	d.member.wished()
 	if d.member.isDown() {
 		return
 	}
+	d.home.restore()
 	if nm := d.cache.load(d.cfg.Mesh.Control); nm != nil {
 		d.setNetmap(nm, d.member.node())
 	}
 }
 
 func (d *daemon) setFacts(f host.Facts) {
+	d.mu.Lock()
+	d.seen = f
+	d.mu.Unlock()
 	d.engine.SetFacts(f)
 	d.under.SetFacts(f)
 	d.member.setHostname(f.Hostname)
+}
+
+func (d *daemon) facts() host.Facts {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.seen
+}
+
+func (d *daemon) config() config.Config {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cfg
 }
 
 func (d *daemon) setNetmap(nm *mesh.Netmap, node key.NodePrivate) {
@@ -203,6 +224,7 @@ func (d *daemon) setNetmap(nm *mesh.Netmap, node key.NodePrivate) {
 	d.mu.Unlock()
 	d.under.SetNetmap(nm, node)
 	d.engine.SetNetmap(nm, node)
+	d.home.look()
 }
 
 func (d *daemon) setUnderlay(s underlay.State) {
@@ -213,7 +235,11 @@ func (d *daemon) setUnderlay(s underlay.State) {
 	d.member.setUnderlay(s)
 }
 
-func (d *daemon) planned(p plan.Plan) { d.member.setRoutes(p.Offer) }
+// planned is told what follows from news of wishes and of the machine.
+func (d *daemon) planned(p plan.Plan) {
+	d.member.setRoutes(p.Offer)
+	d.home.look()
+}
 
 // pathChanged has handshakes that led nowhere started over on the new paths:
 // WireGuard's own retry would cost the first seconds of traffic.

@@ -24,7 +24,8 @@ const house = "subnetd/subnetd/"
 var floors = map[string]int{
 	"mesh": 1, "config": 1, "state": 1, "task": 1,
 	"host": 2, "host/apply": 2, "host/watch": 2, "host/tunnel": 2, "host/route": 2, "host/firewall": 2, "status": 2,
-	"plan": 3, "path": 3, "control": 3, "api": 3,
+	"coord/policy": 2, "ingress": 2,
+	"plan": 3, "path": 3, "control": 3, "api": 3, "coord": 3, "relay": 3,
 	"engine": 4, "underlay": 4, "cli": 4,
 	"simnet": 4, // tests only
 	"":       5,
@@ -37,12 +38,15 @@ var never = []struct {
 	deep   bool // not even through others
 	reason string
 }{
-	{[]string{"plan", "path", "mesh", "host", "config", "status"},
+	{[]string{"plan", "path", "mesh", "host", "config", "status", "coord/policy"},
 		[]string{"github.com/mdlayher/netlink", "github.com/jsimonetti/rtnetlink/v2", "github.com/google/nftables", "golang.zx2c4.com/wireguard/device"},
 		true, "a pure package decides; hands do"},
 	{[]string{"engine"}, []string{house + "control", house + "underlay", house + "host/watch", house + "lan", house + "api"},
 		false, "the engine is told; it asks no sensor"},
-	{[]string{"api"}, []string{house + "engine"}, false, "the api gets funcs"},
+	{[]string{"api"}, []string{house + "engine", house + "coord"}, false, "the api gets funcs"},
+	{[]string{"*"}, []string{house + "coord", house + "relay", house + "ingress"}, false, "what is public stands alone; main alone joins it to the rest"},
+	{[]string{"coord", "relay", "ingress"}, []string{house + "control", house + "host", house + "config", house + "mesh"}, true, "the coordinator knows its clients by the protocol only, like any stranger"},
+	{[]string{"*"}, []string{"tailscale.com/derp/derpserver"}, true, "size: 1.9 MB"},
 	{[]string{"cli"}, []string{house + "engine", house + "control", house + "underlay", house + "plan"}, false, "the command line knows only the api"},
 	{[]string{"host/apply", "host/watch", "host/tunnel", "host/route", "host/firewall"},
 		[]string{house + "host/apply", house + "host/watch", house + "host/tunnel", house + "host/route", house + "host/firewall"},

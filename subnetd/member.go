@@ -119,7 +119,7 @@ func (m *member) restart(ctx context.Context) error {
 // begun once the status tells of this session.
 func (m *member) connect(ctx context.Context, begun chan<- struct{}) {
 	url := m.d.control()
-	if m.isDown() || url == "" || url == "home" {
+	if m.isDown() || url == "" {
 		m.d.setNetmap(nil, key.NodePrivate{})
 		l := engine.Link{Phase: status.PhaseDown, Control: url}
 		if !m.isDown() {
@@ -152,10 +152,14 @@ func (m *member) newClient(url string) *control.Client {
 	if m.id.Control != url { // another coordinator knows nothing of our keys
 		m.id.Node, m.id.Server, m.id.Control = key.NodePrivate{}, key.MachinePublic{}, url
 	}
+	at, dial, authKey := url, dialMarked, m.authKey
+	if url == homeControl {
+		at, dial, authKey = homeURL, m.d.home.dial, "" // nobody needs a key to his own home
+	}
 	return control.New(control.Config{
-		URL: url, Machine: m.id.Machine, Node: m.id.Node, Server: m.id.Server,
-		Disco: m.d.under.Disco(), AuthKey: m.authKey, Version: version,
-		Now: m.d.clock.now, Dial: dialMarked, Save: m.save,
+		URL: at, Machine: m.id.Machine, Node: m.id.Node, Server: m.id.Server,
+		Disco: m.d.under.Disco(), AuthKey: authKey, Version: version,
+		Now: m.d.clock.now, Dial: dial, Save: m.save,
 		OnNetmap: func(nm *mesh.Netmap, node key.NodePrivate) {
 			m.d.setNetmap(nm, node)
 			m.d.cache.put(url, nm)
@@ -195,7 +199,14 @@ func (m *member) up(ctx context.Context, authKey string) error {
 	}
 	err := m.d.dir.Save("wish", m.wish)
 	m.mu.Unlock()
+	m.wished()
 	return errors.Join(err, m.restart(ctx))
+}
+
+// wished tells those who depend on it that the wish may be another.
+func (m *member) wished() {
+	m.d.engine.SetDown(m.isDown())
+	m.d.home.look()
 }
 
 // down leaves the mesh and returns once nothing of it is left on the machine.
@@ -204,6 +215,7 @@ func (m *member) down(ctx context.Context) error {
 	m.wish.Down = true
 	err := m.d.dir.Save("wish", m.wish)
 	m.mu.Unlock()
+	m.wished()
 	if e := m.restart(ctx); e != nil {
 		return errors.Join(err, e)
 	}

@@ -60,7 +60,7 @@ func (d *daemon) tellUnbuilt(c config.Config) {
 	var keys []string
 	for key, wished := range map[string]bool{
 		"exit.offer": c.Exit.Offer, "exit.use": c.Exit.Use != "", "exit.devices": len(c.Exit.Devices) > 0,
-		"tunnel.engine = \"kernel\"": c.Tunnel.Engine == "kernel", "home.url": c.Home.URL != "",
+		"tunnel.engine = \"kernel\"": c.Tunnel.Engine == "kernel",
 	} {
 		if wished {
 			keys = append(keys, key)
@@ -82,6 +82,7 @@ func (d *daemon) adopt(next config.Config) config.Config {
 	d.mu.Unlock()
 	d.engine.SetConfig(next)
 	d.tellUnbuilt(next)
+	d.home.look()
 	if next.Mesh.Hostname != "" && next.Mesh.Hostname != was.Mesh.Hostname {
 		d.member.change(func(h *control.Host) { h.Hostname = next.Mesh.Hostname })
 	}

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The daemon among strangers, in three groups, two at a time: most of each is waiting for others. What a group printed
+# comes whole when it has ended. usage: lab.sh (bin/subnetd and the peers are built)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export SUBNETD_BIN=$PWD/bin/subnetd
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+go test -c -o "$tmp/netns.test" ./testbed/netns
+
+joining='^(TestHome(JoinLine|Invite|Names|Device|Key|Nodes|Old|Reach|Records|Routes)[A-Za-z]*|TestMakeRun)$'
+home='^(TestHome|TestMakeRun|TestNoDrift|TestSwarm)'
+
+# group NAME FLAG...: runs a group; its output goes to a file.
+group() {
+	local name=$1
+	shift
+	(cd testbed/netns && "$tmp/netns.test" -test.v -test.timeout 20m "$@") >"$tmp/$name.log" 2>&1 && touch "$tmp/$name.ok"
+	cat "$tmp/$name.log"
+	echo "group $name: $([ -e "$tmp/$name.ok" ] && echo ok || echo FAILED) after $SECONDS s"
+}
+
+group joining -test.run "$joining" &
+first=$!
+{
+	group other -test.skip "$home"
+	group home -test.run "$home" -test.skip "$joining"
+} &
+second=$!
+wait "$first" || true
+wait "$second" || true
+go test -count=1 ./testbed/swarm
+for name in joining other home; do
+	[ -e "$tmp/$name.ok" ] || exit 1
+done
