@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Builds the strangers the testbed meets: stock tailscale, tailscaled and Headscale. The port-mapping router miniupnpd
-# is Debian's; it is unpacked, not installed, since its package would start it on this machine.
+# Builds the strangers the testbed meets: stock tailscale and tailscaled, new and old, derper, Headscale and the
+# certificate authority pebble. The port-mapping router miniupnpd is Debian's; it is unpacked, not installed, since its
+# package would start it on this machine.
 # Each is built once into ${SUBNETD_CACHE:-~/.cache/subnetd}/peers/<name>-<version>/ and found there afterwards.
 set -euo pipefail
 
 tailscale_version=v1.102.5
+tailscale_old_version=v1.82.0 # more than a year older
 headscale_version=v0.29.0
+pebble_version=v2.10.1
 miniupnpd_version=debian
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -21,13 +24,22 @@ trap 'rm -rf "$tmp"' EXIT
 
 build_tailscale() {
 	env -u GOOS -u GOARCH GOBIN="$1" CGO_ENABLED=0 go install -trimpath \
-		"tailscale.com/cmd/tailscale@$tailscale_version" "tailscale.com/cmd/tailscaled@$tailscale_version"
+		"tailscale.com/cmd/tailscale@$2" "tailscale.com/cmd/tailscaled@$2"
+}
+
+# The relay is a peer of its own, so that what is there of the others need not be built again.
+build_derper() {
+	env -u GOOS -u GOARCH GOBIN="$1" CGO_ENABLED=0 go install -trimpath "tailscale.com/cmd/derper@$tailscale_version"
 }
 
 # Headscale has replace directives of its own, so it is built from a module that requires it.
 build_headscale() {
 	(cd "$here/headscale" && [ "$(go list -m -f '{{.Version}}' github.com/juanfont/headscale)" = "$headscale_version" ] &&
 		env -u GOOS -u GOARCH CGO_ENABLED=0 go build -trimpath -o "$1/headscale" github.com/juanfont/headscale/cmd/headscale)
+}
+
+build_pebble() {
+	env -u GOOS -u GOARCH GOBIN="$1" CGO_ENABLED=0 go install -trimpath "github.com/letsencrypt/pebble/v2/cmd/pebble@$2"
 }
 
 build_miniupnpd() (
@@ -44,12 +56,15 @@ peer() {
 	if [ ! -d "$want" ]; then
 		echo "building stock $name $version into $want" >&2
 		mkdir -p "$tmp/$name"
-		"build_$name" "$tmp/$name"
+		"build_$name" "$tmp/$name" "$version"
 		mv "$tmp/$name" "$want"
 	fi
 	echo "$want"
 }
 
 peer tailscale "$tailscale_version"
+peer tailscale "$tailscale_old_version"
+peer derper "$tailscale_version"
 peer headscale "$headscale_version"
+peer pebble "$pebble_version"
 peer miniupnpd "$miniupnpd_version"
