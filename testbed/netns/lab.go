@@ -77,7 +77,7 @@ func New(t testing.TB) *Lab {
 	l.ca = newAuthority(t, filepath.Join(dir, "ca.pem"))
 	l.inet = l.newHost("inet")
 	l.inet.forward()
-	l.inet.ip("link add br0 type bridge", "link set br0 up",
+	l.inet.ip("link add br0 type bridge", "link set br0 address 02:00:5e:00:53:01", "link set br0 up",
 		"addr add 203.0.113.1/24 dev br0", "addr add 2001:db8::1/64 dev br0 nodad")
 	return l
 }

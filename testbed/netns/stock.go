@@ -75,6 +75,8 @@ func (p *StockPeer) Up(url, key string, flags ...string) {
 // StockStatus is the part of `tailscale status --json` that tests look at.
 type StockStatus struct {
 	BackendState string
+	AuthURL      string
+	Health       []string
 	Self         StockNode
 	Peer         map[string]StockNode
 }
@@ -86,6 +88,7 @@ type StockNode struct {
 	TailscaleIPs  []netip.Addr
 	PrimaryRoutes []netip.Prefix
 	Online        bool
+	Expired       bool
 	CurAddr       string // direct endpoint, empty if relayed or idle
 	Relay         string
 }

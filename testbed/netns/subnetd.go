@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -171,10 +172,9 @@ func (s *Subnetd) Cmd(ctx context.Context, args ...string) *exec.Cmd {
 	return s.Host.Cmd(ctx, s.bin, s.withSocket(args)...)
 }
 
-// withSocket puts the socket after the command's name, where its flags are.
+// withSocket puts the socket at the end, where every command and verb takes flags.
 func (s *Subnetd) withSocket(args []string) []string {
-	all := append([]string{args[0], "--socket", s.Socket}, args[1:]...)
-	return all
+	return append(slices.Clone(args), "--socket", s.Socket)
 }
 
 // StatusJSON is what `subnetd status --json` prints, decoded without knowing its fields.
