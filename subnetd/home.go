@@ -32,7 +32,7 @@ const (
 	homeURL     = "http://home" // what its own client calls it; nobody resolves that
 	homeRetry   = 5 * time.Second
 	// maxStrangers connections at once: each may cost 200 KB before it is known.
-	maxStrangers = 128
+	maxStrangers = 192
 )
 
 var errNotWanted = errors.New("this router is not the coordinator any more")

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -215,10 +216,46 @@ func (m *mesh) invariants() {
 			m.t.Errorf("%v goes to %d, which does not know", p, id)
 		}
 	}
+	m.derived(s)
 	want, err := json.Marshal((&draft{snapshot: *s}).ledger(m.c.noise))
 	m.must(err)
 	if got := bytes.Replace(m.disk.file(LedgerFile), []byte(`"nodes":null`), []byte(`"nodes":[]`), 1); string(got) != string(want) {
 		m.t.Errorf("on the disk is\n%s\nwant\n%s", got, want)
+	}
+}
+
+// derived checks that what follows from the nodes, and is taken over where it can
+// be, is what one would find from nothing.
+func (m *mesh) derived(s *snapshot) {
+	m.t.Helper()
+	d := &draft{snapshot: *s, now: m.c.cfg.Now()}
+	if len(s.nodes) > 100 {
+		return
+	}
+	if got := d.dnsConfig(domain, d.sorted()); !reflect.DeepEqual(got, s.dns) {
+		m.t.Errorf("DNS is %+v, should be %+v", s.dns, got)
+	}
+	var inputs []policy.Node
+	for _, n := range d.sorted() {
+		rules := d.rulesOf(n)
+		if !n.shown.node.Expired {
+			inputs = append(inputs, rules)
+		}
+		again := *n
+		if d.show(&again, nil, domain); again.shown.node.Expired == n.shown.node.Expired && string(again.shown.json) != string(n.shown.json) {
+			m.t.Errorf("node is shown as\n%s\nshould be\n%s", n.shown.json, again.shown.json)
+		}
+	}
+	fresh := d.policy.Compile(inputs)
+	for a := range s.nodes {
+		if fresh.FilterKey(a) != s.compiled.FilterKey(a) {
+			m.t.Errorf("the filter of %d is not what the policy says", a)
+		}
+		for b := range s.nodes {
+			if fresh.Sees(a, b) != s.compiled.Sees(a, b) {
+				m.t.Errorf("%d sees %d: %v", a, b, s.compiled.Sees(a, b))
+			}
+		}
 	}
 }
 

@@ -108,7 +108,7 @@ func badHandshakes(ctx context.Context, b *besieged, n *atomic.Int64) {
 		group.Go(func() {
 			for {
 				i := int(next.Add(1))
-				if i > 10_000 || ctx.Err() != nil {
+				if n.Load() >= 10_000 || i > 15_000 || ctx.Err() != nil { // some meet a port that defends itself
 					return
 				}
 				if badHandshake(ctx, b, i, forms[i%len(forms)]()) == nil {
