@@ -169,7 +169,7 @@ func TestVerbs(t *testing.T) {
 		{"nodes routes cabin.lab.", 0, nil, table, ""},
 		{"nodes routes fd7a::3", 0, nil, table, ""},
 		{"nodes routes 3", 0, nil, table, ""},
-		{"nodes routes new", 0, nil, "new.lab () offers no routes, and none are approved\n", ""},
+		{"nodes routes new", 0, nil, "new.lab offers no routes, and none are approved\n", ""},
 		{"nodes routes nobody", 1, nil, "", "subnetd: no node has that name, address or ID: \"nobody\"; `subnetd nodes` lists them\n"},
 		{"nodes routes cabin 192.168.7.0/24 fd07::/64", 0, status.NodeRequest{Node: "cabin", Routes: prefixes("192.168.7.0/24", "fd07::/64")}, table, ""},
 		{"nodes routes cabin none", 0, status.NodeRequest{Node: "cabin"}, table, ""},
