@@ -3,11 +3,12 @@
 # side by side, most of which is waiting. What a group printed comes whole when it has ended. bin/subnetd is built before.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export SUBNETD_BIN=$PWD/bin/subnetd
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 go test -c -o "$tmp/netns.test" ./testbed/netns
+cp bin/subnetd "$tmp/subnetd" # one of the tests runs make
+export SUBNETD_BIN=$tmp/subnetd
 
 joining='^(TestHome(JoinLine|Invite|Names|Device|Key|Nodes|Old|Reach|Records|Routes)[A-Za-z]*|TestMakeRun)$'
 home='^(TestHome|TestMakeRun|TestNoDrift|TestSwarm)'
