@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
-	"slices"
 	"strings"
 
 	"subnetd/subnetd/config"
@@ -83,7 +82,7 @@ func (h *home) loadRelay(names []string) (own relayIdentity, err error) {
 	if own.Key.IsZero() {
 		own.Key = key.NewNode()
 	}
-	if slices.Equal(own.Certificate.Names, names) {
+	if own.Certificate.Covers(names, nil) {
 		return own, nil
 	}
 	if own.Certificate, err = ingress.SelfSigned(h.d.clock.now(), names, nil, rand.Reader); err != nil {

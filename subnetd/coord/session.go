@@ -2,7 +2,6 @@ package coord
 
 import (
 	"context"
-	"encoding/json"
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
@@ -300,11 +299,7 @@ func essence(self *tailcfg.Node) string {
 	w := *self
 	w.Endpoints, w.DiscoKey, w.HomeDERP, w.Online, w.LastSeen = nil, key.DiscoPublic{}, 0, nil, nil
 	w.Hostinfo = tailcfg.HostinfoView{}
-	text, err := json.Marshal(&w)
-	if err != nil {
-		panic("coord: a node is not JSON: " + err.Error()) // see draft.show
-	}
-	return string(text)
+	return string(mustJSON(&w))
 }
 
 func (s *session) deltaAll(r *response, snap *snapshot, n *node) {

@@ -27,7 +27,6 @@ type response struct {
 	PacketFilters     map[string]any        `json:",omitempty"` // of []tailcfg.FilterRule
 	UserProfiles      []tailcfg.UserProfile `json:",omitempty"`
 	ControlTime       *time.Time            `json:",omitempty"`
-	CollectServices   *bool                 `json:",omitempty"`
 }
 
 // empty reports whether there is nothing to send.
