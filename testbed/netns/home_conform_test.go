@@ -198,6 +198,7 @@ func (s *rawStream) never(ctx context.Context, bad func(rawMap) bool) error {
 func (k *conform) otherMachine(t *testing.T) {
 	_, watcher := k.c.joinOne(t, k.key, 5)
 	n, s := k.c.joinOne(t, k.key, 6)
+	watcher.wait(t, patience, "it is there", online(n.name, true))
 	thief := newRawNode(k.c, 7)
 	thief.node, thief.name = n.node, "thief"
 	w, err := thief.connect(t.Context())
