@@ -109,11 +109,8 @@ func (d *document) newline() string {
 
 // verify proves that out differs from before in that one value only.
 func verify(before map[string]any, out []byte, section, key string, want any) error {
-	after, err := decode(out, "config")
+	after, err := scan(out, "config")
 	if err == nil {
-		if before == nil {
-			before = map[string]any{}
-		}
 		table, ok := before[section].(map[string]any)
 		if !ok {
 			table = map[string]any{}
@@ -122,7 +119,7 @@ func verify(before map[string]any, out []byte, section, key string, want any) er
 			}
 		}
 		table[key] = want
-		if reflect.DeepEqual(before, after) {
+		if reflect.DeepEqual(before, after.raw) {
 			return nil
 		}
 		err = errors.New("it would change more than this")

@@ -211,8 +211,6 @@ func show(v any) string {
 		return clip("[" + strings.Join(parts, ", ") + "]")
 	case map[string]any:
 		return "a table"
-	case []map[string]any:
-		return "a list of tables"
 	default:
 		return clip(fmt.Sprint(v))
 	}

@@ -9,8 +9,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-
-	"github.com/pelletier/go-toml/v2"
 )
 
 // MaxSize bounds the file, in bytes.
@@ -73,25 +71,6 @@ func Parse(r io.Reader, file string) (Config, error) {
 		return Config{}, join(mistakes)
 	}
 	return c, nil
-}
-
-// decode understands src as TOML.
-func decode(src []byte, file string) (map[string]any, error) {
-	if len(src) > MaxSize {
-		return nil, &Error{File: file, Problem: "is too big", Allowed: fmt.Sprintf("at most %d bytes", MaxSize)}
-	}
-	var raw map[string]any
-	err := toml.Unmarshal(src, &raw)
-	var de *toml.DecodeError
-	if errors.As(err, &de) {
-		line, _ := de.Position()
-		return nil, &Error{File: file, Line: line, Key: strings.Join(de.Key(), "."),
-			Problem: "is not TOML: " + strings.TrimPrefix(de.Error(), "toml: ")}
-	}
-	if err != nil {
-		return nil, &Error{File: file, Problem: "is not TOML: " + strings.TrimPrefix(err.Error(), "toml: ")}
-	}
-	return raw, nil
 }
 
 // check judges every key of the document.

@@ -2,7 +2,10 @@ package config
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2/unstable"
 )
@@ -26,25 +29,51 @@ type entry struct {
 
 // scan understands src, and fails with an *Error if it is not TOML.
 func scan(src []byte, file string) (document, error) {
-	raw, err := decode(src, file)
-	if err != nil {
-		return document{}, err
+	if len(src) > MaxSize {
+		return document{}, &Error{File: file, Problem: "is too big", Allowed: fmt.Sprintf("at most %d bytes", MaxSize)}
 	}
-	doc := document{src: src, raw: raw}
+	doc := document{src: src}
+	root := newTable(headed)
 	var p unstable.Parser
 	p.Reset(src)
-	var table []string
+	in := root
+	var path []string // of in
 	for p.NextExpression() {
-		switch n := p.Expression(); n.Kind {
+		n := p.Expression()
+		key, end := keyPath(n)
+		var err error
+		switch n.Kind {
 		case unstable.Table, unstable.ArrayTable:
-			path, end := keyPath(n)
-			table = path
+			path = key
 			doc.add(entry{path: path, header: n.Kind == unstable.Table, value: [2]int{end, end}})
+			in, err = root.header(path, n.Kind == unstable.ArrayTable)
 		case unstable.KeyValue:
-			doc.keyValue(n, table, false)
+			doc.keyValue(n, path, false)
+			err = in.keyValue(n)
+			key = slices.Concat(path, key)
+		}
+		if err != nil {
+			return document{}, &Error{File: file, Line: doc.lineAt(end), Key: strings.Join(key, "."), Problem: "is not TOML: " + err.Error()}
 		}
 	}
-	return doc, p.Error()
+	if err := p.Error(); err != nil {
+		return document{}, notTOML(&p, err, doc, file)
+	}
+	doc.raw = root.plain()
+	return doc, nil
+}
+
+// notTOML says where the parser stopped, and why.
+func notTOML(p *unstable.Parser, err error, doc document, file string) error {
+	out := &Error{File: file, Problem: "is not TOML: " + err.Error()}
+	var pe *unstable.ParserError
+	if errors.As(err, &pe) {
+		out.Key = strings.Join(pe.Key, ".")
+		if len(pe.Highlight) > 0 {
+			out.Line = doc.lineAt(int(p.Range(pe.Highlight).Offset))
+		}
+	}
+	return out
 }
 
 // keyPath is the key of a node and the offset after it.
@@ -58,9 +87,12 @@ func keyPath(n *unstable.Node) (path []string, end int) {
 }
 
 func (d *document) add(e entry) {
-	e.line = 1 + bytes.Count(d.src[:e.value[0]], []byte("\n"))
+	e.line = d.lineAt(e.value[0])
 	d.entries = append(d.entries, e)
 }
+
+// lineAt is the line of an offset, from 1.
+func (d *document) lineAt(offset int) int { return 1 + bytes.Count(d.src[:offset], []byte("\n")) }
 
 func (d *document) keyValue(n *unstable.Node, table []string, inline bool) {
 	key, start := keyPath(n)
