@@ -42,7 +42,8 @@ func better(a, b *candidate) bool {
 	return points >= switchAt
 }
 
-// choose says the way of data to p, if it is another than was said before.
+// choose says the way of data to p, if it is another than was said before, or
+// if the kernel left it.
 func (m *Machine) choose(p *peer) {
 	u := Use{Peer: p.key}
 	path := mesh.Path{Kind: mesh.PathNone}
@@ -63,9 +64,10 @@ func (m *Machine) choose(p *peer) {
 	if same {
 		path.Since = p.path.Since
 	}
-	quiet := same && path.Reason == p.path.Reason
+	p.again = p.again || !same || path.Reason != p.path.Reason
 	p.said, p.path = true, path
-	if !quiet {
+	if p.again && !p.roam.open() { // while it is, the kernel's choice stands
+		p.again = false
 		u.Path = path
 		m.do(u)
 	}
@@ -94,8 +96,14 @@ func (m *Machine) whyNotDirect(p *peer) string {
 	switch {
 	case p.disco.IsZero():
 		return "the peer has no disco key, so no direct path can be tried"
+	case p.roam.open():
+		return fmt.Sprintf("WireGuard took data from %v: it is asked whether it answers", p.roam.addr)
 	case p.best != nil && !p.active(m.now):
 		return "idle: no answer was needed since " + clock(p.best.heard)
+	case p.best != nil && p.doubt == silent:
+		return fmt.Sprintf("data goes to %v, but nothing came from there since %s: sent both ways", p.best.addr, clock(p.came))
+	case p.best != nil && p.doubt == deaf:
+		return fmt.Sprintf("the peer seems not to hear us at %v, and did not answer since %s: sent both ways", p.best.addr, clock(p.best.heard))
 	case p.best != nil:
 		return fmt.Sprintf("no answer from %v since %s: sent both ways", p.best.addr, clock(p.best.heard))
 	case !m.localAt.IsZero() && !m.local.UDP:

@@ -188,14 +188,29 @@ func TestReasons(t *testing.T) {
 		}, "the peer has no disco key, so no direct path can be tried"},
 		{"doubt", func(r *rig) mesh.Node {
 			r.direct(b, addr(ownA), 0)
-			r.talk(b.Key, 7*time.Second, 0, addr(ownA))
+			r.carry(b, 7*time.Second, flow{out: 50 * time.Millisecond, in: 50 * time.Millisecond, from: at(ownA), mute: true})
 			return b
 		}, "no answer from 198.51.100.2:41641 since 12:00:00: sent both ways"},
+		{"silence", func(r *rig) mesh.Node {
+			r.direct(b, addr(ownA), 0)
+			r.carry(b, 3*time.Second, flow{out: 50 * time.Millisecond, mute: true})
+			return b
+		}, "data goes to 198.51.100.2:41641, but nothing came from there since 12:00:00: sent both ways"},
+		{"deaf", func(r *rig) mesh.Node {
+			r.direct(b, addr(ownA), 0)
+			r.carry(b, 4*time.Second, flow{out: 50 * time.Millisecond, in: 50 * time.Millisecond, from: at(ownA)})
+			r.carry(b, 4*time.Second, flow{out: 50 * time.Millisecond, in: 50 * time.Millisecond, from: at(ownA), relay: 1, mute: true})
+			return b
+		}, "the peer seems not to hear us at 198.51.100.2:41641, and did not answer since 12:00:03: sent both ways"},
+		{"roamed", func(r *rig) mesh.Node {
+			r.step(Roamed{b.Key, addr(ownB)})
+			return b
+		}, "WireGuard took data from 198.51.100.3:41641: it is asked whether it answers"},
 		{"idle", func(r *rig) mesh.Node {
 			r.direct(b, addr(ownA), 0)
 			r.live(nil, time.Hour, 0)
 			return b
-		}, "idle: no answer was needed since 12:00:42"},
+		}, "idle: no answer was needed since 12:00:43"},
 		{"direct", func(r *rig) mesh.Node { r.direct(b, addr(ownA), 0); return b }, ""},
 	}
 	for _, tt := range tests {

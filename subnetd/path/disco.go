@@ -50,6 +50,9 @@ func (m *Machine) ping(p *peer, c *candidate) {
 	if c.asked.IsZero() {
 		c.asked = m.now
 	}
+	if c == p.best && p.unheard.IsZero() {
+		p.unheard = m.now
+	}
 	m.sendPing(p, Source{Addr: c.addr})
 }
 
@@ -78,6 +81,12 @@ func (m *Machine) call(p *peer) {
 	if !p.wantCall {
 		p.wantCall, p.callBy = true, m.now.Add(restunWait)
 	}
+	m.restun()
+}
+
+// restun asks for fresh endpoints, for whoever wants them, if that was not done
+// just now.
+func (m *Machine) restun() {
 	if m.asked.IsZero() || !m.now.Before(m.asked.Add(pingTimeout)) {
 		m.asked = m.now
 		m.do(Restun{})
@@ -212,21 +221,35 @@ func (m *Machine) answer(p *peer, sent time.Time, path mesh.Path) {
 // alive notes a pong from c, and makes c the path if it is the better one.
 func (m *Machine) alive(p *peer, c *candidate, rtt time.Duration) {
 	first := c.rtt == 0
-	if first || c.again || !m.now.Before(c.heard.Add(2*repingEvery)) {
+	late := c == p.best && p.doubt != sure && rtt > c.rtt // we were too impatient
+	if first || late || c.again || !m.now.Before(c.heard.Add(2*repingEvery)) {
 		c.rtt, c.again = rtt, false
 	} else {
 		c.rtt = (7*c.rtt + rtt) / 8
 	}
 	c.heard, c.asked = m.now, time.Time{}
 	p.askedSince = time.Time{}
-	if c != p.best && p.trusted(m.now) && !better(c, p.best) {
+	trusted := p.trusted(m.now)
+	if c != p.best && trusted && (m.now.Before(p.settled) || !better(c, p.best)) {
 		if first && bonus(c.addr.Addr()) > bonus(p.best.addr.Addr()) {
 			c.again = true
 			m.ping(p, c)
 		}
 		return
 	}
-	p.best, p.trustUntil = c, m.now.Add(trustFor)
+	if !trusted && p.roam.open() {
+		p.endRoam()
+	}
+	m.trust(p, c, m.now)
+}
+
+// trust makes c the path, for an answer that was there at when.
+func (m *Machine) trust(p *peer, c *candidate, when time.Time) {
+	if c != p.best {
+		p.settled = time.Time{}
+	}
+	p.best, p.trustUntil = c, when.Add(trustFor)
+	p.heardNow(m.now)
 	m.claim(p, c.addr)
 }
 
@@ -238,6 +261,7 @@ func (m *Machine) onCall(e CallMeMaybe) {
 		return
 	}
 	p.heardOver(e.From.Region)
+	m.suspect(p)
 	m.setStatic(p, fromCall, e.Endpoints)
 	if p.obeyAt.IsZero() {
 		p.obeyAt = p.calledUs.Add(callWait)

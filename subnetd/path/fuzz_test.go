@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,7 +72,7 @@ func (s *story) source() Source {
 
 func (s *story) event() Event {
 	n := node(byte(2 + s.next(5)))
-	switch s.next(14) {
+	switch s.next(18) {
 	case 0:
 		var nodes []mesh.Node
 		for range s.next(5) {
@@ -98,6 +99,13 @@ func (s *story) event() Event {
 		return RelayGone{n.Key, s.next(3)}
 	case 12:
 		return Probe{n.Key, uint64(s.next(256))}
+	case 13, 14:
+		return Roamed{n.Key, s.addr()}
+	case 15, 16:
+		if len(s.pings) > 0 { // from where the peer may be
+			p := s.pings[len(s.pings)-1]
+			return Received{p.Peer, p.To}
+		}
 	}
 	return Rebind{}
 }
@@ -122,6 +130,8 @@ func tell(t testing.TB, data []byte) []Action {
 	s := &story{bytes: data}
 	r := newRig(t, node(2, ownA), node(3), node(4, ownB, ownA))
 	var all []Action
+	w := witness{rig: r, in: map[place]time.Time{}, asked: map[place]time.Time{}, unheard: map[place]time.Time{}, roamed: map[key.NodePublic]time.Time{}, direct: map[key.NodePublic]bool{}}
+	r.watch = func(out []Action) { w.see(t, out) }
 	take := func(out []Action) {
 		all = append(all, out...)
 		s.pings = append(s.pings, of[SendPing](out)...)
@@ -135,7 +145,10 @@ func tell(t testing.TB, data []byte) []Action {
 			take(r.wait(d))
 		}
 		before := len(of[SendPing](all))
-		take(r.step(s.event()))
+		w.waits(t)
+		e := s.event()
+		w.hear(e)
+		take(r.step(e))
 		if n := len(of[SendPing](all)) - before; n > 5*maxCandidates {
 			t.Fatalf("one event made %d pings", n)
 		}
@@ -151,6 +164,90 @@ func tell(t testing.TB, data []byte) []Action {
 	}
 	checkAnswers(t, all)
 	return all
+}
+
+// place is a peer at an address.
+type place struct {
+	peer key.NodePublic
+	addr netip.AddrPort
+}
+
+// witness sees what goes in and out, and knows by that alone when a path may be
+// doubted, and when the kernel has to be told where to go.
+type witness struct {
+	*rig
+	in      map[place]time.Time // the last that came from there
+	asked   map[place]time.Time // the first ping after the last pong from there
+	unheard map[place]time.Time // the first ping after the last anything
+	roamed  map[key.NodePublic]time.Time
+	direct  map[key.NodePublic]bool // is trusted, and the kernel does as it was told
+}
+
+// time is what the machine takes for now.
+func (w *witness) time() time.Time { return later(w.m.now, w.now) }
+
+// hear notes an event that is about to happen.
+func (w *witness) hear(e Event) {
+	switch e := e.(type) {
+	case Received:
+		at := place{e.Peer, unmap(e.From.Addr)}
+		w.in[at] = w.time()
+		delete(w.unheard, at)
+	case Pong:
+		if p, ok := w.m.pings[e.TxID]; ok && w.time().Before(p.at.Add(pingTimeout)) && p.peer.disco == e.Sender {
+			at := place{p.peer.key, p.to.Addr}
+			delete(w.asked, at)
+			delete(w.unheard, at)
+		}
+	case Roamed:
+		delete(w.direct, e.Peer)
+		if _, waits := w.roamed[e.Peer]; !waits && w.m.peers[e.Peer] != nil {
+			w.roamed[e.Peer] = w.time()
+		}
+	case Rebind:
+		clear(w.asked)
+		clear(w.unheard)
+	}
+}
+
+// see judges what the machine does.
+func (w *witness) see(t testing.TB, out []Action) {
+	t.Helper()
+	for _, a := range out {
+		switch a := a.(type) {
+		case SendPing:
+			for _, m := range []map[place]time.Time{w.asked, w.unheard} {
+				if at := (place{a.Peer, a.To.Addr}); m[at].IsZero() {
+					m[at] = w.time()
+				}
+			}
+		case Use:
+			delete(w.roamed, a.Peer)
+			direct := w.direct[a.Peer]
+			w.direct[a.Peer] = w.m.peers[a.Peer] != nil && w.m.peers[a.Peer].trusted(w.time())
+			at := place{a.Peer, a.Addr}
+			hushed, unheard, unanswered := w.time().Sub(w.in[at]), w.time().Sub(w.unheard[at]), w.time().Sub(w.asked[at])
+			switch p := w.m.peers[a.Peer]; {
+			case p == nil || p.best == nil || a.Region == 0 || !direct:
+			case p.doubt == silent && (hushed < saidFor+doubtAfter || unheard < doubtAfter):
+				t.Fatalf("doubted for silence %v after the last from there, %v after it was asked", hushed, unheard)
+			case p.doubt == deaf && unanswered < deafAfter:
+				t.Fatalf("doubted %v after it was asked", unanswered)
+			}
+		}
+	}
+}
+
+// waits fails if the kernel was left alone for too long.
+func (w *witness) waits(t testing.TB) {
+	t.Helper()
+	for k, since := range w.roamed {
+		if w.m.peers[k] == nil {
+			delete(w.roamed, k)
+		} else if w.time().Sub(since) > roamWait {
+			t.Fatalf("the kernel went its way %v ago, and was told nothing", w.time().Sub(since))
+		}
+	}
 }
 
 // checkAnswers: every action must be one that can be done.
@@ -223,6 +320,11 @@ func TestStoriesGoEverywhere(t *testing.T) {
 				if a.Addr.IsValid() && a.Region != 0 {
 					seen["doubt"]++
 				}
+				for what, words := range map[string]string{"silent": "nothing came from there", "deaf": "not to hear us"} {
+					if strings.Contains(a.Path.Reason, words) {
+						seen[what]++
+					}
+				}
 			case SendPing:
 				seen["ping"]++
 			case SendPong:
@@ -234,7 +336,7 @@ func TestStoriesGoEverywhere(t *testing.T) {
 			}
 		}
 	}
-	for _, what := range []string{"use none", "use relay", "use direct", "doubt", "ping", "pong", "call", "answered none", "answered direct"} {
+	for _, what := range []string{"use none", "use relay", "use direct", "doubt", "ping", "pong", "call", "answered none", "answered direct", "silent"} {
 		if seen[what] < 5 {
 			t.Errorf("%q happened %d times in all stories", what, seen[what])
 		}

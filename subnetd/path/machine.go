@@ -22,6 +22,7 @@ type Machine struct {
 	pings   map[TxID]ping
 	owner   map[netip.AddrPort]*peer // what was said by Map
 	queue   queue
+	early   map[key.NodePublic]netip.AddrPort // Roamed of peers that are not known yet
 
 	local   SetLocal
 	localAt time.Time // when local was learned; zero: never, or no longer valid
@@ -64,10 +65,12 @@ func (m *Machine) Step(now time.Time, e Event) []Action {
 			m.settle(p)
 		}
 	case Received:
-		if p := m.peers[e.Peer]; p != nil && e.From.relayed() {
-			p.heardOver(e.From.Region)
+		if p := m.peers[e.Peer]; p != nil {
+			m.onReceived(p, e.From)
 			m.settle(p)
 		}
+	case Roamed:
+		m.onRoamed(e)
 	case Stranger:
 		m.onStranger(e)
 	case Ping:
@@ -118,6 +121,8 @@ func (m *Machine) do(a Action) { m.out = append(m.out, a) }
 func (m *Machine) settle(p *peer) {
 	m.expire(p)
 	m.obey(p)
+	m.pursue(p)
+	m.listen(p)
 	m.drive(p)
 	m.choose(p)
 	m.queue.set(p, m.deadline(p))
@@ -125,8 +130,11 @@ func (m *Machine) settle(p *peer) {
 
 // expire drops what is over: a direct path that answers no more, and probes.
 func (m *Machine) expire(p *peer) {
-	if c := p.best; c != nil && !p.trusted(m.now) && !c.asked.IsZero() && !m.now.Before(c.asked.Add(deadAfter)) {
+	if p.best != nil && !p.trusted(m.now) && !p.best.asked.IsZero() && !m.now.Before(p.deadAt()) {
 		p.best = nil
+	}
+	if p.roam.open() && !m.now.Before(p.roam.until) {
+		m.refuse(p)
 	}
 	for len(p.out) > 0 && !m.now.Before(m.pings[p.out[0]].at.Add(pingTimeout)) {
 		m.forgetPing(p, 0)
@@ -180,14 +188,27 @@ func (m *Machine) deadline(p *peer) time.Time {
 		if p.best != nil {
 			inSession(p.best.pinged.Add(heartbeatEvery))
 		}
+		if trusted {
+			for _, t := range []time.Time{p.askAt(), p.doubtAt()} {
+				if !t.IsZero() {
+					inSession(t)
+				}
+			}
+		}
 		switch {
 		case !trusted:
 			inSession(p.discovered.Add(pingEvery))
 			if p.best != nil && !p.best.asked.IsZero() {
-				inSession(p.best.asked.Add(deadAfter))
+				inSession(p.deadAt())
 			}
 		case p.best.rtt > goodEnough:
 			inSession(p.fullPing.Add(repingEvery))
+		}
+	}
+	if p.roam.open() {
+		add(p.roam.until)
+		if c := p.candidate(p.roam.addr); c != nil {
+			add(c.pinged.Add(pingEvery))
 		}
 	}
 	if p.wantCall {
@@ -206,7 +227,7 @@ func (m *Machine) deadline(p *peer) time.Time {
 // nothing about now, so they are forgotten.
 func (m *Machine) use(p *peer) {
 	if !p.active(m.now) {
-		p.askedSince = time.Time{}
+		p.askedSince, p.unheard = time.Time{}, time.Time{}
 		if p.best != nil {
 			p.best.asked = time.Time{}
 		}
@@ -233,9 +254,14 @@ func (m *Machine) setPeers(nodes []mesh.Node) {
 		if m.follow(p, n) {
 			changed[p] = true
 		}
+		if a, ok := m.early[n.Key]; ok {
+			m.roamed(p, a)
+			changed[p] = true
+		}
 		m.peers[n.Key] = p
 		m.order = append(m.order, p)
 	}
+	m.early = nil
 	slices.SortFunc(m.order, func(a, b *peer) int { return a.key.Compare(b.key) })
 	for _, p := range m.order {
 		if !p.disco.IsZero() {
@@ -327,6 +353,7 @@ func (m *Machine) onRebind() {
 			m.forgetPing(p, 0)
 		}
 		p.trustUntil = time.Time{}
+		p.heardNow(m.now)
 		p.called = time.Time{}
 		if p.best != nil {
 			p.best.asked = time.Time{}

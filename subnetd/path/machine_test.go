@@ -96,7 +96,8 @@ func TestHeartbeat(t *testing.T) {
 	b := node(2, ownA)
 	r := localRig(t, b)
 	r.direct(b, addr(ownA), time.Millisecond)
-	out := r.talk(b.Key, 60*time.Second, time.Millisecond)
+	f := flow{out: 50 * time.Millisecond, in: 50 * time.Millisecond, from: at(ownA), rtt: 10 * time.Millisecond}
+	out := r.carry(b, 60*time.Second, f)
 	if n := len(of[SendPing](out)); n < 19 || n > 21 {
 		t.Errorf("%d pings in a minute, want one every %v", n, heartbeatEvery)
 	}

@@ -39,12 +39,22 @@ type (
 		UDP       bool
 		V6        bool
 	}
-	// Sent says that data was sent to the peer: its path is in use.
+	// Sent says that data was sent to the peer: its path is in use. It may be
+	// said once a second only.
 	Sent struct{ Peer key.NodePublic }
-	// Received says that data of the peer came, over that way.
+	// Received says that data of the peer came, over that way. It may be said
+	// once a second only, for direct data and for relayed data each.
 	Received struct {
 		Peer key.NodePublic
 		From Source
+	}
+	// Roamed says that WireGuard in the kernel took data of the peer from Addr,
+	// which is not what the last Use said, and now sends there. It stands until
+	// the next Use of the peer, which comes at most roamWait later. Said before
+	// the SetPeers that names the peer, it is an endpoint of our last life.
+	Roamed struct {
+		Peer key.NodePublic
+		Addr netip.AddrPort
 	}
 	// Stranger says that WireGuard data came from an address that is nobody's.
 	Stranger struct{ From netip.AddrPort }
@@ -89,6 +99,7 @@ func (SetPeers) event()    {}
 func (SetLocal) event()    {}
 func (Sent) event()        {}
 func (Received) event()    {}
+func (Roamed) event()      {}
 func (Stranger) event()    {}
 func (Ping) event()        {}
 func (Pong) event()        {}
@@ -125,7 +136,8 @@ type (
 		Endpoints []netip.AddrPort
 	}
 	// Use sets the way of data packets to a peer. Addr and Region may both be
-	// set: the direct path is then doubted and packets go both ways.
+	// set: the direct path is then doubted and packets go both ways. After a
+	// Roamed the same Use may be said again: the kernel shall turn back.
 	Use struct {
 		Peer   key.NodePublic
 		Addr   netip.AddrPort // valid: send here

@@ -29,10 +29,11 @@ const (
 	restunWait    = 2 * time.Second  // then CallMeMaybe goes out with old endpoints
 	callWait      = time.Second      // between CallMeMaybe of a peer that are obeyed
 	maxCandidates = 32
-	maxNetmap     = 16 // of those, from the coordinator
-	maxStatic     = 24 // of those, from the coordinator or CallMeMaybe
-	maxPings      = 64 // outstanding, per peer
-	maxProbes     = 8  // outstanding, per peer
+	maxNetmap     = 16   // of those, from the coordinator
+	maxStatic     = 24   // of those, from the coordinator or CallMeMaybe
+	maxPings      = 64   // outstanding, per peer
+	maxEarly      = 4096 // Roamed of peers that are not known yet
+	maxProbes     = 8    // outstanding, per peer
 )
 
 // peer is what is known of one peer.
@@ -49,6 +50,17 @@ type peer struct {
 	cands      []*candidate // by address
 	best       *candidate   // of cands; nil: no direct path
 	trustUntil time.Time    // of best
+	came       time.Time    // last data or pong from best
+	unheard    time.Time    // first ping of best after that; zero: none
+	deaf       time.Time    // since then the peer seems not to hear us there; zero: it does
+	still      time.Time    // last data from best while that is doubted
+	doubt      doubt        // why best is no longer trusted, though it could be
+
+	roam    roam           // where WireGuard in the kernel has gone by itself
+	moved   time.Time      // last time we followed it off a trusted path
+	settled time.Time      // until then that is not left for a better one
+	refused netip.AddrPort // where it was found not to answer
+	retryAt time.Time      // when that may be tried again
 
 	lastSent   time.Time
 	discovered time.Time // last search for a direct path
@@ -62,7 +74,8 @@ type peer struct {
 
 	out    []TxID // outstanding pings, oldest first
 	probes []probe
-	said   bool // Use was said
+	said   bool // path is known
+	again  bool // Use is to be said even if nothing changed
 	path   mesh.Path
 
 	wake  time.Time // meaningful when index >= 0
@@ -261,7 +274,11 @@ func (m *Machine) forget(p *peer) {
 	}
 	m.drop(p, func(*candidate) bool { return true })
 	p.published = nil
+	if p.roam.open() {
+		p.endRoam()
+	}
 	p.trustUntil, p.discovered, p.fullPing = time.Time{}, time.Time{}, time.Time{}
+	p.heardNow(time.Time{})
 	p.askedSince, p.called, p.calledUs = time.Time{}, time.Time{}, time.Time{}
 	p.obeyAt = time.Time{}
 	p.wantCall = false

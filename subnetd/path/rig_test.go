@@ -24,11 +24,21 @@ type rig struct {
 	m   *Machine
 	now time.Time
 	tx  uint32
+
+	watch   func([]Action)       // is shown what every step does; nil: nobody
+	told    map[string]time.Time // of carry: when a hint was given
+	answers []answer             // of carry: on their way
+}
+
+// answer is a pong that comes at its time.
+type answer struct {
+	at   time.Time
+	ping SendPing
 }
 
 func newRig(t testing.TB, peers ...mesh.Node) *rig {
 	t.Helper()
-	r := &rig{t: t, now: noon}
+	r := &rig{t: t, now: noon, told: map[string]time.Time{}}
 	r.m = New(Config{NewTxID: r.newTxID})
 	r.step(SetPeers{Peers: peers})
 	return r
@@ -60,6 +70,9 @@ func (r *rig) step(e Event) []Action {
 	r.t.Helper()
 	out := r.m.Step(r.now, e)
 	check(r.t, r.m)
+	if r.watch != nil {
+		r.watch(out)
+	}
 	return out
 }
 
@@ -137,11 +150,55 @@ func (r *rig) talk(to key.NodePublic, d, rtt time.Duration, silent ...netip.Addr
 	return all
 }
 
-func later(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return b
+// flow is data that a peer and we exchange.
+type flow struct {
+	out, in time.Duration // between packets; 0: none
+	phase   time.Duration // of what comes in
+	from    Source        // of what comes in
+	relay   int           // it comes over this relay too; 0: it does not
+	rtt     time.Duration // of a ping
+	mute    bool          // pings are not answered
+}
+
+// carry lets d pass with that flow. The machine is told of it as by the
+// underlay: once a second and direction.
+func (r *rig) carry(n mesh.Node, d time.Duration, f flow) []Action {
+	r.t.Helper()
+	const step = 10 * time.Millisecond
+	var all []Action
+	take := func(out []Action) {
+		all = append(all, out...)
+		for _, p := range of[SendPing](out) {
+			if !f.mute {
+				r.answers = append(r.answers, answer{r.now.Add(f.rtt), p})
+			}
+		}
 	}
-	return a
+	tell := func(what string, e Event) {
+		if !r.now.Before(r.told[what].Add(time.Second)) {
+			r.told[what] = r.now
+			take(r.step(e))
+		}
+	}
+	for end := r.now.Add(d); r.now.Before(end); {
+		past := r.now.Sub(noon).Truncate(step)
+		if f.out > 0 && past%f.out == 0 {
+			tell("out", Sent{n.Key})
+		}
+		if f.in > 0 && (past+f.phase)%f.in == 0 {
+			tell("in", Received{n.Key, f.from})
+			if f.relay != 0 {
+				tell("relay", Received{n.Key, over(n, f.relay)})
+			}
+		}
+		for len(r.answers) > 0 && !r.now.Before(r.answers[0].at) {
+			p := r.answers[0].ping
+			r.answers = r.answers[1:]
+			take(r.step(Pong{From: p.To, Sender: p.Disco, TxID: p.TxID}))
+		}
+		take(r.wait(step))
+	}
+	return all
 }
 
 // direct makes a the path to the peer by answering its first pings.
@@ -182,6 +239,12 @@ func check(t testing.TB, m *Machine) {
 				t.Fatalf("candidate %v is no address to send to", c.addr)
 			}
 		}
+		if !p.roam.until.IsZero() && (p.roam.until.After(m.now.Add(roamWait)) || m.now.After(p.roam.until.Add(time.Minute))) {
+			t.Fatalf("the kernel may stay where it is until %v, now is %v", p.roam.until, m.now)
+		}
+		if p.trusted(m.now) && p.doubt != sure {
+			t.Fatalf("%v is trusted and doubted", p.best.addr)
+		}
 		if p.best != nil && p.candidate(p.best.addr) != p.best {
 			t.Fatalf("the path %v is no candidate", p.best.addr)
 		}
@@ -196,6 +259,9 @@ func check(t testing.TB, m *Machine) {
 		if m.peers[p.key] != p || p.candidate(a) == nil {
 			t.Fatalf("%v is owned by a peer that does not have it", a)
 		}
+	}
+	if len(m.early) > maxEarly {
+		t.Fatalf("%d endpoints of peers that are not known", len(m.early))
 	}
 	for i, p := range m.queue {
 		if p.index != i || m.peers[p.key] != p {

@@ -14,6 +14,12 @@ import (
 // to where the ping comes from. Who has a port per peer comes from a port that
 // nobody was told, so such a side is let in only by its address or by all.
 func TestGrid(t *testing.T) {
+	for _, e := range engines[:2] {
+		t.Run(e.name, func(t *testing.T) { testGrid(t, e.first) })
+	}
+}
+
+func testGrid(t *testing.T, kernel bool) {
 	all := kinds()
 	var table strings.Builder
 	for _, x := range all {
@@ -23,6 +29,7 @@ func TestGrid(t *testing.T) {
 				(!x.hard || y.lets < 2) && (!y.hard || x.lets < 2)
 			t.Run(x.name+" to "+y.name, func(t *testing.T) {
 				p := meet(1, x.place, y.place)
+				p.kernels(kernel, kernel)
 				const every = 200 * time.Millisecond
 				p.a.Talk(p.b, every)
 				took, ok := p.Until(20*time.Second, p.direct)

@@ -20,7 +20,9 @@ const (
 	stunTries  = 3
 	stunEvery  = 23 * time.Second // while there is traffic
 	activeFor  = 45 * time.Second // after the last traffic
+	keepalive  = 10 * time.Second // WireGuard's, after data that nobody answered
 	netmapTime = 200 * time.Millisecond
+	hintEvery  = time.Second // the machine is told of data so often, by peer and kind
 )
 
 // Node is a host with a path machine: what subnetd's underlay is in the world.
@@ -39,6 +41,8 @@ type Node struct {
 	met     []*Node
 	use     map[key.NodePublic]path.Use
 	flows   map[key.NodePublic]*Flow
+	kernel  *kernel // carries the data; nil: this process does
+	hinted  map[hint]time.Time
 	armed   time.Time // of the Tick that is on its way; zero: none
 	actions int
 
@@ -56,9 +60,12 @@ type Flow struct {
 	Direct     int           // of those back: not over a relay
 	Gap        time.Duration // longest time without one back
 	Moves      int           // changes of the way
+	Uses       int           // how often the way was said
 
-	last time.Time
-	seen map[uint64]bool
+	last     time.Time
+	kept     time.Time // last keepalive
+	seen     map[uint64]bool
+	transfer *transfer // nil: none was begun
 }
 
 // The messages of nodes to one another; sealed ones name the receiver's key.
@@ -80,9 +87,27 @@ type (
 	data struct {
 		from key.NodePublic
 		n    uint64
-		back bool
+		kind kind
 	}
 )
+
+// kind is what data is for.
+type kind int
+
+const (
+	question kind = iota // to be answered
+	answer
+	stream // nobody answers but WireGuard itself
+	alive
+	segment // of a transfer
+	ack
+)
+
+// hint is what the machine is told of data: who, and which way.
+type hint struct {
+	peer key.NodePublic
+	what string
+}
 
 // Node makes a node of the host, at home on that relay.
 func (s *Sim) Node(name string, h *Host, region int) *Node {
@@ -101,6 +126,8 @@ func (n *Node) Restart() {
 	must(n.disco.UnmarshalText(fmt.Appendf(nil, "discokey:%s", digits(n.number, n.starts))))
 	n.machine = path.New(path.Config{NewTxID: n.newTxID})
 	n.use = map[key.NodePublic]path.Use{}
+	n.hinted = map[hint]time.Time{}
+	n.adopt()
 	n.endpoints, n.armed, n.planned = nil, time.Time{}, false
 	n.netmap()
 	n.publish()
@@ -179,8 +206,19 @@ func (n *Node) Flow(o *Node) *Flow {
 	return f
 }
 
-// Talk sends data to the peer every so often; the func returned ends that.
+// Talk sends data to the peer every so often, which is answered; the func
+// returned ends that.
 func (n *Node) Talk(o *Node, every time.Duration) (stop func()) {
+	return n.repeat(o, every, question)
+}
+
+// Stream is Talk without answers. The flow of the peer counts what came.
+func (n *Node) Stream(o *Node, every time.Duration) (stop func()) {
+	o.Flow(n).last = n.sim.now
+	return n.repeat(o, every, stream)
+}
+
+func (n *Node) repeat(o *Node, every time.Duration, k kind) (stop func()) {
 	stopped := false
 	n.Flow(o).last = n.sim.now
 	var next func()
@@ -190,7 +228,7 @@ func (n *Node) Talk(o *Node, every time.Duration) (stop func()) {
 		}
 		f := n.Flow(o)
 		f.Sent++
-		n.sendData(o.Key, data{from: n.Key, n: uint64(f.Sent)})
+		n.sendData(o.Key, data{n.Key, uint64(f.Sent), k})
 		n.sim.After(every, next)
 	}
 	n.sim.After(0, next)
@@ -199,7 +237,10 @@ func (n *Node) Talk(o *Node, every time.Duration) (stop func()) {
 
 func (n *Node) sendData(to key.NodePublic, d data) {
 	n.busy()
-	n.step(path.Sent{Peer: to})
+	if n.kernel != nil && n.kernel.send(to, d) {
+		return
+	}
+	n.hint("sent", to, path.Sent{Peer: to})
 	use := n.use[to]
 	if use.Addr.IsValid() {
 		n.Host.Send(use.Addr, d)
@@ -207,6 +248,16 @@ func (n *Node) sendData(to key.NodePublic, d data) {
 	if use.Region != 0 {
 		n.sim.relays[use.Region].send(n, to, d)
 	}
+}
+
+// hint tells the machine of data, if that was not told just now.
+func (n *Node) hint(what string, peer key.NodePublic, e path.Event) {
+	h := hint{peer, what}
+	if last, told := n.hinted[h]; told && n.sim.now.Sub(last) < hintEvery {
+		return
+	}
+	n.hinted[h] = n.sim.now
+	n.step(e)
 }
 
 // step gives the machine an event, does what it answers, and sees to it that
@@ -238,12 +289,16 @@ func (n *Node) do(a path.Action) {
 	case path.SendCallMeMaybe:
 		n.send(a.Peer, path.Source{Region: a.Region}, call{a.Disco, n.disco, a.Endpoints})
 	case path.Use:
-		if old := n.use[a.Peer]; old.Addr != a.Addr || old.Region != a.Region {
-			if f := n.flows[a.Peer]; f != nil {
+		if f := n.flows[a.Peer]; f != nil {
+			f.Uses++
+			if old := n.use[a.Peer]; old.Addr != a.Addr || old.Region != a.Region {
 				f.Moves++
 			}
 		}
 		n.use[a.Peer] = a
+		if n.kernel != nil {
+			n.kernel.pin(a)
+		}
 	case path.Restun:
 		n.sim.After(0, n.measure)
 	}
@@ -276,13 +331,34 @@ func (n *Node) take(from path.Source, message any) {
 	case stunTell:
 		n.takeSTUN(m)
 	case data:
-		n.busy()
-		n.step(path.Received{Peer: m.from, From: from})
-		if m.back {
-			n.count(m, from)
-		} else {
-			n.sendData(m.from, data{from: n.Key, n: m.n, back: true})
+		n.takeData(from, m)
+	}
+}
+
+func (n *Node) takeData(from path.Source, m data) {
+	n.busy()
+	switch e := (path.Received{Peer: m.from, From: from}); {
+	case !from.Addr.IsValid():
+		n.hint("relayed", m.from, e)
+	case n.kernel == nil:
+		n.hint("direct", m.from, e)
+	}
+	if n.kernel != nil {
+		n.kernel.receive(m.from, from.Addr)
+	}
+	switch m.kind {
+	case question:
+		n.sendData(m.from, data{n.Key, m.n, answer})
+	case answer:
+		n.count(m, from)
+	case stream:
+		n.count(m, from)
+		if f := n.flows[m.from]; n.sim.now.Sub(f.kept) >= keepalive {
+			f.kept = n.sim.now
+			n.sendData(m.from, data{n.Key, 0, alive})
 		}
+	case segment, ack:
+		n.flows[m.from].transfer.take(m, from)
 	}
 }
 
