@@ -57,6 +57,7 @@ type Engine struct {
 	mu       sync.Mutex // guards all below; never held while applying
 	in       plan.Inputs
 	link     Link
+	tunnel   [2]string // which engine moves the packets, and why that one
 	extra    []status.Problem
 	gen      uint64
 	news     uint64 // counts the changes of in
@@ -122,8 +123,20 @@ func (e *Engine) SetDown(down bool) { e.update(func() { e.in.Down = down }) }
 // SetDevices replaces the things on the LAN that have addresses in the mesh.
 func (e *Engine) SetDevices(ds []mesh.Device) { e.update(func() { e.in.Devices = ds }) }
 
-// SetPort says on which UDP port the underlay listens.
+// SetPort says by which UDP port of this router the world reaches us.
 func (e *Engine) SetPort(p uint16) { e.update(func() { e.in.Port = p }) }
+
+// SetShare says whether that port is WireGuard's in the kernel, and where we are
+// then; zero: it is ours alone.
+func (e *Engine) SetShare(s host.PortShare) { e.update(func() { e.in.Share = s }) }
+
+// SetEngine says which engine moves the packets, and why that one, in one sentence.
+func (e *Engine) SetEngine(name, reason string) {
+	e.mu.Lock()
+	e.tunnel = [2]string{name, reason}
+	e.publish()
+	e.mu.Unlock()
+}
 
 // SetLink replaces the state of the connection to the coordinator.
 func (e *Engine) SetLink(l Link) {

@@ -230,3 +230,27 @@ func TestDevices(t *testing.T) {
 		}
 	})
 }
+
+// TestTunnelEngine: which engine is at work is told, and the shared port is planned.
+func TestTunnelEngine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hands{}
+		e := start(t, h)
+		changed := e.Watch(t.Context())
+		<-changed
+		e.SetEngine("kernel", "")
+		if s := <-changed; s.Engine != "kernel" || s.EngineReason != "" {
+			t.Errorf("engine %q, reason %q", s.Engine, s.EngineReason)
+		}
+		e.SetEngine("userspace", "this kernel has no WireGuard")
+		if s := <-changed; s.Engine != "userspace" || s.EngineReason != "this kernel has no WireGuard" {
+			t.Errorf("engine %q, reason %q", s.Engine, s.EngineReason)
+		}
+		want := host.PortShare{Outer: 41001, Inner: 7001}
+		e.SetShare(want)
+		synctest.Wait()
+		if got := h.told[len(h.told)-1].Firewall.Share; got != want {
+			t.Errorf("planned %+v", got)
+		}
+	})
+}

@@ -17,18 +17,20 @@ const warnExpiry = 7 * 24 * time.Hour // before the node key expires
 func (e *Engine) Status() status.Snapshot {
 	e.mu.Lock()
 	s := status.Snapshot{
-		Version:     e.cfg.Version,
-		Generation:  e.gen,
-		Phase:       e.link.Phase,
-		Control:     e.link.Control,
-		LoginURL:    e.link.LoginURL,
-		Error:       e.link.Error,
-		LastContact: e.link.LastContact,
-		LANs:        e.plan.LANs,
-		Exposed:     e.plan.Offer,
-		Approved:    e.plan.Approved,
-		Peers:       []status.Peer{},
-		Problems:    slices.Concat([]status.Problem{}, e.extra, e.plan.Problems),
+		Version:      e.cfg.Version,
+		Generation:   e.gen,
+		Phase:        e.link.Phase,
+		Control:      e.link.Control,
+		LoginURL:     e.link.LoginURL,
+		Error:        e.link.Error,
+		LastContact:  e.link.LastContact,
+		Engine:       e.tunnel[0],
+		EngineReason: e.tunnel[1],
+		LANs:         e.plan.LANs,
+		Exposed:      e.plan.Offer,
+		Approved:     e.plan.Approved,
+		Peers:        []status.Peer{},
+		Problems:     slices.Concat([]status.Problem{}, e.extra, e.plan.Problems),
 	}
 	nm, err := e.in.Netmap, e.applyErr
 	e.mu.Unlock()

@@ -18,6 +18,7 @@ const (
 	DefaultInterface = "mesh0"
 	NftTable         = "subnetd"
 	NftHomeTable     = "subnetd_home" // the way to a coordinator here
+	NftPortTable     = "subnetd_port" // one UDP port for WireGuard in the kernel and for us
 	RouteTable       = 8410
 	Mark             = 0x05000000 // on packets of our own sockets
 	MarkMask         = 0x0f000000
@@ -57,12 +58,12 @@ type Route struct {
 	Forward   bool           // IP forwarding, v4 and v6, shall be on
 }
 
-// Firewall is the packet policy at the edge between mesh and home (NftTable) and
-// the way to a coordinator here (NftHomeTable). The zero Firewall means: no table
-// of ours.
+// Firewall is the packet policy at the edge between mesh and home (NftTable), the
+// way to a coordinator here (NftHomeTable) and the sharing of a port with the
+// kernel (NftPortTable). The zero Firewall means: no table of ours.
 type Firewall struct {
 	// Interface is the mesh interface; "": there is none, and of all the rest
-	// only Redirect counts.
+	// only Redirect and Share count.
 	Interface string
 	Own       []netip.Addr   // our mesh addresses
 	Exposed   []netip.Prefix // what lies behind us and may be reached at all
@@ -79,7 +80,8 @@ type Firewall struct {
 	// us (Exposed) and the Rules speak of their LAN addresses.
 	Devices  []DeviceMap
 	Redirect Redirect
-	// Port is our UDP port. nftables cannot open it from a table of ours (a drop
+	Share    PortShare
+	// Port is our UDP port, as the world knows it. nftables cannot open it from a table of ours (a drop
 	// elsewhere is final), so the firewall hand leaves it to the host's own rules.
 	Port uint16
 }
@@ -98,6 +100,15 @@ type Redirect struct {
 	Addrs []netip.Addr // of this router, v4 and v6
 	Ports []uint16
 	To    uint16
+}
+
+// PortShare lets WireGuard in the kernel and a socket of ours have one UDP port: to
+// the world there is Outer only. What comes to Outer and is no WireGuard but ours
+// (disco, answers of STUN servers) is brought to Inner, and what leaves from Inner
+// says Outer. The zero PortShare shares nothing.
+type PortShare struct {
+	Outer uint16 // WireGuard listens here, and the host's own rules leave it open
+	Inner uint16 // our socket is bound here; nothing from outside gets there directly
 }
 
 // Facts is what the machine is, as far as we look.

@@ -29,7 +29,8 @@ type Inputs struct {
 	Devices []mesh.Device
 	Facts   host.Facts
 	Now     time.Time
-	Port    uint16
+	Port    uint16         // UDP, as the world knows it
+	Share   host.PortShare // that port is WireGuard's in the kernel, too; zero: ours alone
 }
 
 // Plan is what follows from Inputs.
@@ -43,8 +44,9 @@ type Plan struct {
 }
 
 // Compile is the whole decision. Without a netmap the router is left as it
-// would be without us, but Offer and LANs are still found, and a coordinator in
-// this router is still reachable: even this node joins by it.
+// would be without us, but Offer and LANs are still found, a coordinator in this
+// router is still reachable: even this node joins by it, and the port is shared, if
+// it is at all: whether that works is seen before there is a netmap.
 func Compile(in Inputs) Plan {
 	var p Plan
 	lans := lanInterfaces(in.Config.LAN, in.Facts, &p)
@@ -56,7 +58,7 @@ func Compile(in Inputs) Plan {
 	if in.Down {
 		return p
 	}
-	p.Host.Firewall.Redirect = p.redirect(in.Config, in.Facts)
+	p.Host.Firewall = host.Firewall{Redirect: p.redirect(in.Config, in.Facts), Share: in.Share}
 	if in.Netmap == nil || in.Key.IsZero() {
 		return p
 	}
@@ -95,6 +97,7 @@ func Compile(in Inputs) Plan {
 		Mesh:          routes,
 		Devices:       devices,
 		Redirect:      p.Host.Firewall.Redirect,
+		Share:         in.Share,
 		Port:          in.Port,
 	}
 	return p

@@ -128,6 +128,34 @@ func TestCompileJoined(t *testing.T) {
 	}
 }
 
+// TestShare: the engines differ in the sharing of the port and in nothing else, and
+// it is there until the owner says `down`.
+func TestShare(t *testing.T) {
+	share := host.PortShare{Outer: 41001, Inner: 7001}
+	eq := cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}, key.NodePublic{})
+	for name, change := range map[string]func(*Inputs){
+		"joined":       func(*Inputs) {},
+		"no netmap":    func(in *Inputs) { in.Netmap = nil },
+		"self expired": func(in *Inputs) { in.Netmap.Self.KeyExpiry = start },
+		"coordinator": func(in *Inputs) {
+			in.Config.Mesh.Control = "home"
+			in.Config.Home = config.Home{URL: "http://home.example", Listen: ":8410"}
+		},
+		"down": func(in *Inputs) { in.Down = true },
+	} {
+		in := inputs()
+		change(&in)
+		want := Compile(in)
+		if !in.Down {
+			want.Host.Firewall.Share = share
+		}
+		in.Share = share
+		if diff := cmp.Diff(want, Compile(in), eq); diff != "" {
+			t.Errorf("%s (-userspace +kernel):\n%s", name, diff)
+		}
+	}
+}
+
 func TestCompileNeverShadowsHome(t *testing.T) {
 	for _, overlap := range []string{"192.168.77.0/24", "192.168.77.128/25", "192.168.0.0/16", "198.51.100.0/25", "fd77:77::/48"} {
 		in := inputs()

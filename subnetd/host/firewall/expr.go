@@ -31,6 +31,7 @@ func masquerade() match         { return match{&expr.Masq{}} }
 func iifname(name string) match { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, name) }
 func oifname(name string) match { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, name) }
 
+func notIifname(name string) match { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpNeq, name) }
 func notOifname(name string) match { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, name) }
 
 func ifname(key expr.MetaKey, op expr.CmpOp, name string) match {

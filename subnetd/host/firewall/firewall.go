@@ -1,6 +1,7 @@
 // Package firewall is the hand that keeps our nftables tables: `inet subnetd`, the
-// policy at the edge between mesh and home, and `inet subnetd_home`, the way to a
-// coordinator here. It talks to the kernel by netlink only and touches no other
+// policy at the edge between mesh and home, `inet subnetd_home`, the way to a
+// coordinator here, and `inet subnetd_port`, one UDP port for WireGuard in the
+// kernel and for us. It talks to the kernel by netlink only and touches no other
 // table.
 //
 //	Set     policy -> compile -> for each table: bring
@@ -41,8 +42,9 @@ func New(log *slog.Logger) *Firewall { return &Firewall{log: log, dial: dial} }
 
 // Set makes our tables the ones for cfg, each in one transaction of the kernel,
 // and changes nothing where that is so already. A value without an interface has
-// no table of the edge, one without a redirect none of the coordinator. On error
-// the kernel keeps the table it had; the other one is brought nevertheless.
+// no table of the edge, one without a redirect none of the coordinator, one without
+// a share none of the port. On error the kernel keeps the table it had; the others
+// are brought nevertheless.
 func (f *Firewall) Set(ctx context.Context, cfg host.Firewall) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -55,6 +57,19 @@ func (f *Firewall) Set(ctx context.Context, cfg host.Firewall) error {
 		err = cmp.Or(err, f.bring(ctx, t))
 	}
 	return err
+}
+
+// SetShare is Set for the sharing of the port alone, all else stays: whether the
+// kernel can do that has to be known before there is anything to guard.
+func (f *Firewall) SetShare(ctx context.Context, s host.PortShare) error {
+	t, err := sharing(s)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return err
+	}
+	return f.bring(ctx, t)
 }
 
 // bring makes the kernel's table t.

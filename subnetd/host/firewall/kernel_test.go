@@ -44,7 +44,7 @@ func ruleset(t *testing.T) string { return run(t, "nft -a list ruleset") }
 func listing(t *testing.T) string {
 	tables := strings.Split(run(t, "nft list tables"), "\n")
 	out := ""
-	for _, name := range []string{host.NftTable, host.NftHomeTable} {
+	for _, name := range []string{host.NftTable, host.NftHomeTable, host.NftPortTable} {
 		if slices.Contains(tables, "table inet "+name) {
 			out += run(t, "nft -nn list table inet "+name)
 		}
@@ -187,6 +187,7 @@ func TestGolden(t *testing.T) {
 	for name, cfg := range map[string]host.Firewall{
 		"closed": {Interface: "mesh0"}, "home": home(), "overlapping": overlapping, "snat": snat,
 		"devices": withDevices(), "redirect": {Redirect: public()},
+		"share": {Share: host.PortShare{Outer: 41001, Inner: 7001}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			put(t, cfg)
@@ -263,7 +264,7 @@ func TestIdempotentAndForeign(t *testing.T) {
 	load(t, foreign)
 	theirs := ruleset(t)
 	others := func() string {
-		return without(without(ruleset(t), host.NftTable), host.NftHomeTable)
+		return without(without(without(ruleset(t), host.NftTable), host.NftHomeTable), host.NftPortTable)
 	}
 	put(t, host.Firewall{})
 	if d := cmp.Diff(theirs, ruleset(t)); d != "" {

@@ -52,20 +52,24 @@ type hook struct {
 }
 
 // compile turns a policy into our tables. It is pure. Errors: names that are no
-// interface names, access rules beyond the bounds.
+// interface names, ports that cannot be shared, access rules beyond the bounds.
 //
 // While a table is replaced, a packet may pass the new chain a moment before its
-// rules count and the old one a moment after. The way to the coordinator has a
-// table of its own, which no change of the mesh touches: else a node that calls at
-// such a moment would be refused.
+// rules count and the old one a moment after. The way to the coordinator and the
+// sharing of the port have tables of their own, which no change of the mesh touches:
+// else a node that calls at such a moment would be refused, or a path get lost.
 //
 // The base chains accept what is none of our business. A drop here is final; an
 // accept is not: chains of others (fw4's) at later priorities may still drop.
 // The UDP port of the underlay is therefore not opened here: an accept in our
 // table would change nothing in anybody else's.
 func compile(cfg host.Firewall) ([]*table, error) {
+	port, err := sharing(cfg.Share)
+	if err != nil {
+		return nil, err
+	}
 	edge := &table{name: host.NftTable}
-	all := []*table{redirection(cfg.Redirect), edge}
+	all := []*table{redirection(cfg.Redirect), port, edge}
 	if cfg.Interface == "" {
 		return all, nil
 	}

@@ -73,9 +73,11 @@ func putNoting(t *testing.T, cfg host.Firewall) string {
 	return log.String()
 }
 
-// joined is withDevices with members of two ranks, by their numbers.
+// joined is withDevices and a shared port, with members of two ranks, by their
+// numbers.
 func joined(members ...byte) host.Firewall {
 	cfg := withDevices()
+	cfg.Share = shared.Share
 	all := mesh.Rule{Dsts: []mesh.Dest{{Range: span("192.168.77.0/24"), Ports: mesh.PortRange{First: 1, Last: 9}},
 		{Range: span("fd77::/64"), Ports: mesh.PortRange{First: 1, Last: 9}}}}
 	cfg.Mesh = cfg.Mesh[:0:0]
@@ -278,6 +280,8 @@ func TestRepair(t *testing.T) {
 			"nft delete table inet subnetd_home", "nft flush table inet subnetd_home", "nft flush chain inet subnetd_home output",
 			"nft add element inet subnetd_home ports {22}", "nft flush set inet subnetd_home wan6",
 			"nft add rule inet subnetd_home to_home accept",
+			"nft delete table inet subnetd_port", "nft flush table inet subnetd_port", "nft flush chain inet subnetd_port out",
+			"nft flush chain inet subnetd_port ours", "nft add rule inet subnetd_port in accept",
 		} {
 			put(t, joined(2, 3, 4))
 			run(t, breakage)
@@ -307,9 +311,9 @@ func TestLogs(t *testing.T) {
 		{host.Firewall{}, nil},
 		{lobby, []string{"INFO applied subnetd_home"}},
 		{lobby, nil},
-		{joined(2, 3, 4), []string{"INFO applied subnetd"}},
+		{joined(2, 3, 4), []string{"INFO applied subnetd_port", "INFO applied subnetd"}},
 		{joined(2, 3, 4, 6), []string{"DEBUG applied subnetd"}},
-		{lobby, []string{"INFO removed subnetd"}},
+		{lobby, []string{"INFO removed subnetd_port", "INFO removed subnetd"}},
 		{elsewhere, []string{"DEBUG applied subnetd_home"}},
 		{host.Firewall{Redirect: host.Redirect{To: 8410}}, []string{"INFO removed subnetd_home"}},
 		{host.Firewall{}, nil},
