@@ -1,6 +1,3 @@
-// Package tunnel is the hand that holds the WireGuard interface. Userspace is
-// the engine for machines whose kernel has none: wireguard-go on a TUN device,
-// with its packets carried by somebody else's sockets and relays.
 package tunnel
 
 import (
@@ -34,12 +31,6 @@ type Transport interface {
 	Send(to key.NodePublic, packets [][]byte) error
 	// BatchSize is how many packets the receivers may give at once.
 	BatchSize() int
-}
-
-// Stat is what a peer's tunnel has carried.
-type Stat struct {
-	Rx, Tx    uint64    // bytes, WireGuard's own included
-	Handshake time.Time // last; zero: never
 }
 
 // Userspace is the engine in this process. Its methods may be called from
