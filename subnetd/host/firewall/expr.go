@@ -1,6 +1,8 @@
 package firewall
 
 import (
+	"subnetd/subnetd/host"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -89,6 +91,16 @@ func metaIs(key expr.MetaKey, value byte) match {
 	return match{
 		&expr.Meta{Key: key, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{value}},
+	}
+}
+
+// own holds for the packets of our own sockets and of the kernel's WireGuard.
+func own() match {
+	return match{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(host.MarkMask), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(host.Mark)},
 	}
 }
 

@@ -62,10 +62,13 @@ func dstNATHook(num *nftables.ChainHook) *hook {
 // natChain. What comes from the mesh, and a neighbour on the LAN that was
 // translated to a device, get our address, so that the answer comes back through
 // us. Towards other sites our LANs keep their addresses if the sites know them;
-// all else that our LANs begin in the mesh gets our mesh address.
+// all else that our LANs begin in the mesh gets our mesh address. A packet that
+// the kernel's WireGuard has wrapped seems to come in by the mesh interface still:
+// it is nobody's to translate, least of all on its way to us on lo.
 func natChain(cfg host.Firewall) chain {
 	c := chain{name: "postrouting",
-		hook: &hook{nftables.ChainTypeNAT, *nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource}}
+		hook:  &hook{nftables.ChainTypeNAT, *nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource},
+		rules: []match{rule(own(), accept())}}
 	if cfg.SNAT {
 		c.rules = append(c.rules, rule(iifname(cfg.Interface), notOifname(cfg.Interface), masquerade()))
 	}
