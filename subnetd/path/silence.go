@@ -14,15 +14,15 @@ import "time"
 // lost to a full queue costs a ping, no more.
 //
 // The path dies at 0. Received was told at 0 at the latest: at 1.1 s a ping is
-// out, at 2.1 s there is doubt. Where data is counted every P (kernel), Received
-// is told P too late: P + 2.1 s. The first to notice sends over the relay as
+// out, at 1.8 s there is doubt. Where data is counted every P (kernel), Received
+// is told P too late: P + 1.8 s. The first to notice sends over the relay as
 // well, which tells the other, who still hears it, to ask: 0.3 s and the way of
-// the relay later it knows too, by 2.5 s or P + 2.5 s.
+// the relay later it knows too, by 2.2 s or P + 2.2 s.
 const (
 	saidFor     = time.Second
 	silentAfter = 1100 * time.Millisecond
-	askEvery    = time.Second // pings of a path that is silent, but answers
-	doubtAfter  = time.Second // of the first without an answer, or 3 round trips
+	askEvery    = time.Second            // pings of a path that is silent, but answers
+	doubtAfter  = 700 * time.Millisecond // of the first without an answer, or 3 round trips
 	deafAfter   = 250 * time.Millisecond
 )
 

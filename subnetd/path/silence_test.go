@@ -190,7 +190,7 @@ func TestUntoldData(t *testing.T) {
 	came := r.now
 	r.wait(100 * ms)
 	r.step(Probe{b.Key, 1}) // its ping is lost
-	out := append(r.wait(came.Add(1900*ms).Sub(r.now)), r.step(Received{b.Key, at(ownA)})...)
+	out := append(r.wait(came.Add(saidFor+doubtAfter-100*ms).Sub(r.now)), r.step(Received{b.Key, at(ownA)})...)
 	if u := of[Use](out); len(u) > 0 {
 		t.Errorf("doubted: %+v", u)
 	}

@@ -36,8 +36,8 @@ type Ways interface {
 
 const (
 	// pollEvery is how often the counters are read, at least. A direct path that
-	// died is found out in less than 3 s, of which two are for the peer to answer.
-	pollEvery   = 800 * time.Millisecond
+	// died is found out in less than 2.5 s, of which 1.8 are for the peer to answer.
+	pollEvery   = 500 * time.Millisecond
 	pollPeer    = 20 * time.Millisecond // for each peer
 	pollSlowest = 20 * time.Second
 	pollLinger  = 10 * time.Second // polling goes on so long after the last news
