@@ -37,8 +37,21 @@ type peer struct {
 	home   atomic.Int32             // the peer's home region; 0: none
 	region atomic.Int32             // relay region its traffic came over last; 0: none
 	sent   atomic.Int64             // uptime at which the machine was last told of sending
-	got    atomic.Int64             // the same for receiving
+	got    atomic.Int64             // the same for receiving directly
+	gotBy  atomic.Int64             // the same for receiving over relays
 	addrs  []netip.AddrPort         // its entries in Underlay.addrs; owned by the loop
+
+	// In kernel mode:
+	loop    netip.AddrPort                 // its address on lo
+	pin     atomic.Pointer[netip.AddrPort] // where the kernel sends to it; never nil
+	adrift  bool                           // not because we said so; owned by the loop
+	trusted time.Duration                  // uptime at which we last meant a direct address by that; owned by the loop
+	unclear atomic.Bool                    // not all that the tunnel received came from pin
+	began   atomic.Pointer[initiation]     // handshake without answer; nil: none
+
+	ourAddr   netip.Addr // towards ourAddrTo, by the facts of ourAddrAt; owned by injectLoop
+	ourAddrTo netip.AddrPort
+	ourAddrAt uint32
 }
 
 // packet is a copy of bytes on the way between two goroutines.
@@ -75,7 +88,7 @@ type receivers struct {
 	mu      sync.Mutex // guards all below, and the order of opening and closing
 	current *generation
 	pump    *sync.WaitGroup // not nil: current is our own pump
-	running bool            // Run is at work: pump while nobody else reads
+	running int             // Run and a self-test, as far as at work: pump while nobody else reads
 	readers []*reader
 }
 
@@ -90,6 +103,9 @@ func (r *receivers) init(u *Underlay) {
 func (u *Underlay) Open() ([]ReceiveFunc, uint16, error) {
 	u.receivers.mu.Lock()
 	defer u.receivers.mu.Unlock()
+	if u.conduit != nil {
+		return nil, 0, errors.New("the packets of the kernel's WireGuard are not handed out")
+	}
 	u.stopReceivers()
 	select {
 	case <-u.done:
@@ -112,15 +128,22 @@ func (u *Underlay) CloseReceivers() error {
 	return nil
 }
 
-// setRunning starts or ends the pump with Run.
-func (u *Underlay) setRunning(running bool) {
+// startRunning begins to read the sockets if nobody does, stopRunning ends all
+// that read them, with the last who called startRunning.
+func (u *Underlay) startRunning() {
 	u.receivers.mu.Lock()
 	defer u.receivers.mu.Unlock()
-	u.receivers.running = running
-	if !running {
-		u.stopReceivers()
-	} else if u.receivers.current == nil {
+	u.receivers.running++
+	if u.receivers.current == nil {
 		u.startPump()
+	}
+}
+
+func (u *Underlay) stopRunning() {
+	u.receivers.mu.Lock()
+	defer u.receivers.mu.Unlock()
+	if u.receivers.running--; u.receivers.running == 0 {
+		u.stopReceivers()
 	}
 }
 
@@ -132,7 +155,10 @@ func (u *Underlay) startReceivers() []ReceiveFunc {
 		_ = r.sock.conn.SetReadDeadline(time.Time{})
 		all = append(all, u.receiveUDP(g, r))
 	}
-	return append(all, u.receiveRelay(g))
+	if u.conduit == nil { // else injectLoop has them
+		all = append(all, u.receiveRelay(g))
+	}
+	return all
 }
 
 func (u *Underlay) stopReceivers() {
@@ -156,7 +182,7 @@ func (u *Underlay) stopReceivers() {
 
 // startPump reads everything and drops the WireGuard packets.
 func (u *Underlay) startPump() {
-	if !u.receivers.running {
+	if u.receivers.running == 0 {
 		return
 	}
 	u.receivers.pump = new(sync.WaitGroup)
@@ -207,6 +233,9 @@ func (u *Underlay) demux(r *reader, packets [][]byte, sizes []int, from []key.No
 		case kindSTUN:
 			u.takeSTUN(b)
 		case kindDisco:
+			if u.trial.passes(b) {
+				continue
+			}
 			u.takeDisco(path.Source{Addr: addr}, b)
 		case kindWireGuard:
 			if len(packets) == 0 || len(b) > len(packets[n]) {
@@ -233,9 +262,6 @@ const (
 	kindDisco
 	kindSTUN
 )
-
-// wireguardData is the first byte of a packet of data.
-const wireguardData = 4
 
 // classify tells what shares the port apart. Only STUN answers count as STUN:
 // the cookie alone can also be the receiver index of a WireGuard packet, whose
@@ -354,7 +380,7 @@ func (u *Underlay) sendUDP(to netip.AddrPort, packets [][]byte) error {
 	}
 	s := u.senders.Get().(*sender)
 	defer u.senders.Put(s)
-	return s.writeBatch(sock, to, packets)
+	return s.writeBatch(sock, netip.Addr{}, to, packets)
 }
 
 func (u *Underlay) socketFor(a netip.Addr) *socket {
@@ -387,8 +413,14 @@ func (u *Underlay) noteSent(p *peer) {
 	}
 }
 
+// What relays bring has a second of its own: that a peer sends both ways says
+// that it doubts the direct one.
 func (u *Underlay) noteReceived(p *peer, from path.Source) {
-	if u.due(&p.got) {
+	last := &p.got
+	if from.Region != 0 {
+		last = &p.gotBy
+	}
+	if u.due(last) {
 		u.hint(path.Received{Peer: p.key, From: from})
 	}
 }

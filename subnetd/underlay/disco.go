@@ -19,9 +19,14 @@ const (
 // takeDisco opens a sealed message and tells the machine. What is not from a
 // peer's disco key, or does not open, is dropped in silence.
 func (l *loop) takeDisco(p *packet) {
-	if e, ok := l.open(p.from, p.bytes()); ok {
-		l.step(e)
+	e, ok := l.open(p.from, p.bytes())
+	if !ok {
+		return
 	}
+	if ping, ok := e.(path.Ping); ok && ping.From.Addr.IsValid() {
+		l.u.cfg.OnActive()
+	}
+	l.step(e)
 }
 
 func (l *loop) open(from path.Source, b []byte) (path.Event, bool) {
@@ -96,8 +101,7 @@ func (l *loop) do(a path.Action) {
 		l.sendDisco(path.Source{Region: a.Region}, a.Peer, a.Disco, &disco.CallMeMaybe{MyNumber: a.Endpoints})
 	case path.Use:
 		if p := (*l.u.peers.Load())[a.Peer]; p != nil {
-			p.use.Store(&a)
-			signal(l.u.pathSignal)
+			l.use(p, &a)
 		}
 	case path.Map:
 		l.mapAddr(a)
@@ -109,6 +113,17 @@ func (l *loop) do(a path.Action) {
 			delete(l.probes, a.ID)
 		}
 	}
+}
+
+func (l *loop) use(p *peer, use *path.Use) {
+	was := p.use.Swap(use)
+	if l.u.conduit != nil {
+		l.pin(p, use)
+		if was == nil || was.Addr != use.Addr || was.Region != use.Region {
+			l.u.resume(p)
+		}
+	}
+	signal(l.u.pathSignal)
 }
 
 func (l *loop) sendDisco(to path.Source, peer key.NodePublic, k key.DiscoPublic, m disco.Message) {

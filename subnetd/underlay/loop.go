@@ -63,14 +63,20 @@ func (u *Underlay) Run(ctx context.Context) error {
 	helpers.Go(func() { u.measureLoop(ctx) })
 	helpers.Go(func() { u.notifyLoop(ctx) })
 	helpers.Go(func() { u.portMapLoop(ctx) })
-	u.setRunning(true)
+	if u.conduit != nil {
+		helpers.Go(u.carryLoop)
+		helpers.Go(u.injectLoop)
+		l.adopt()
+	}
+	u.startRunning()
 	signal(u.stateSignal)
 
 	l.run()
+	l.leave()
 	cancel()
 	l.relays.Wait()
 	close(u.done)
-	u.setRunning(false)
+	u.stopRunning()
 	u.closeSockets()
 	helpers.Wait()
 	return nil
@@ -178,9 +184,12 @@ func (l *loop) hint(e path.Event) {
 func (l *loop) look() {
 	u := l.u
 	u.mu.Lock()
-	netmap, k, facts := u.netmap, u.key, u.facts
-	u.facts = nil
+	netmap, k, facts, roams := u.netmap, u.key, u.facts, u.roams
+	u.facts, u.roams = nil, nil
 	u.mu.Unlock()
+	for k, to := range roams { // of new peers too: the machine wants to know before it meets them
+		l.takeRoam(k, to)
+	}
 	if facts != nil {
 		l.takeFacts(*facts)
 	}
@@ -193,6 +202,7 @@ func (l *loop) takeFacts(f host.Facts) {
 	first := len(l.facts.Interfaces) == 0
 	moved := !first && !slices.Equal(wan(l.facts), wan(f))
 	l.facts = f
+	l.u.learned.Add(1)
 	select { // only the newest gateway counts
 	case <-l.u.gateway:
 	default:
@@ -250,7 +260,7 @@ func (l *loop) setPeers() []mesh.Node {
 		valid = append(valid, n)
 		p := old[n.Key]
 		if p == nil {
-			p = &peer{key: n.Key}
+			p = u.newPeer(n.Key)
 		}
 		p.home.Store(int32(n.HomeRelay))
 		peers[n.Key] = p
@@ -264,7 +274,17 @@ func (l *loop) setPeers() []mesh.Node {
 	l.disco = disco
 	u.peers.Store(&peers)
 	u.addrs.Store(&addrs)
+	if u.conduit != nil {
+		u.conduit.keep(peers)
+	}
 	return valid
+}
+
+func (u *Underlay) newPeer(k key.NodePublic) *peer {
+	if u.conduit != nil {
+		return u.conduit.peer(k)
+	}
+	return &peer{key: k}
 }
 
 // setRelays ends relays that are gone or changed and starts new ones. None is

@@ -18,11 +18,13 @@ import (
 	"tailscale.com/types/key"
 )
 
-// recorder stands where the path machine stands, and notes what it is told.
+// recorder stands where the path machine stands, notes what it is told, and
+// answers what the test wants.
 type recorder struct {
-	mu     sync.Mutex
-	events []path.Event
-	told   chan struct{} // one slot
+	mu      sync.Mutex
+	events  []path.Event
+	answers []path.Action
+	told    chan struct{} // one slot
 }
 
 func record(u *Underlay) *recorder {
@@ -36,14 +38,23 @@ func (r *recorder) Step(_ time.Time, e path.Event) []path.Action {
 	defer r.mu.Unlock()
 	r.events = append(r.events, e)
 	signal(r.told)
-	return nil
+	answers := r.answers
+	r.answers = nil
+	return answers
+}
+
+// say is what the machine answers to the next event.
+func (r *recorder) say(answers ...path.Action) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.answers = answers
 }
 
 func (r *recorder) Wake() time.Time               { return time.Time{} }
 func (r *recorder) Path(key.NodePublic) mesh.Path { return mesh.Path{} }
 
 // next are the kinds of the next count events.
-func (r *recorder) next(t *testing.T, count int) []string {
+func (r *recorder) next(t testing.TB, count int) []string {
 	t.Helper()
 	timeout := time.NewTimer(patience)
 	defer timeout.Stop()
@@ -119,6 +130,11 @@ func TestHintsAreFew(t *testing.T) {
 	u.noteReceived(p, path.Source{Region: 1})
 	if len(u.hints) != 4 {
 		t.Fatalf("%d hints after a second, want 4", len(u.hints))
+	}
+	// A peer that sends both ways doubts the direct one: each is told by itself.
+	u.noteReceived(p, path.Source{Addr: netip.MustParseAddrPort("203.0.113.7:700")})
+	if len(u.hints) != 5 {
+		t.Fatal("data over the relay hides direct data")
 	}
 }
 

@@ -38,7 +38,7 @@ func Netcheck(ctx context.Context, relays []mesh.RelayRegion, mark int) Report {
 		rep.names[r.ID] = cmp.Or(r.Name, r.Code)
 	}
 	log := slog.New(slog.DiscardHandler)
-	v4, v6, _, err := listenPair(0, mark, log)
+	v4, v6, _, err := listenPair(0, 0, mark, log)
 	if err != nil {
 		rep.Err = err.Error()
 		return rep

@@ -35,8 +35,20 @@ type received struct {
 // startNode makes an Underlay and runs it until the test ends.
 func startNode(t testing.TB, change func(*Underlay)) *node {
 	t.Helper()
+	return startWith(t, Config{}, change)
+}
+
+func startWith(t testing.TB, c Config, change func(*Underlay)) *node {
+	t.Helper()
+	return startBy(t, New, c, change)
+}
+
+// startBy is startWith for an Underlay that must be made in a special place.
+func startBy(t testing.TB, create func(Config) (*Underlay, error), c Config, change func(*Underlay)) *node {
+	t.Helper()
 	n := &node{t: t, key: key.NewNode(), changed: make(chan struct{}, 1), got: make(chan received, 1000)}
-	u, err := New(Config{OnState: func(State) { signal(n.changed) }, OnPath: func() { signal(n.changed) }})
+	c.OnState, c.OnPath = func(State) { signal(n.changed) }, func() { signal(n.changed) }
+	u, err := create(c)
 	if err != nil {
 		t.Fatal(err)
 	}

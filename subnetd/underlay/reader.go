@@ -15,7 +15,7 @@ type mmsghdr struct {
 }
 
 const (
-	controlSize = 64 // bytes; room for a UDP_GRO or UDP_SEGMENT message
+	controlSize = 64 // bytes; room for a UDP_GRO or UDP_SEGMENT message, and one of IP_PKTINFO
 
 	groSlots = 4 // with GRO: a few large buffers
 	groSlot  = 1<<16 - 1
@@ -39,6 +39,7 @@ type reader struct {
 	got  int // messages received
 	next int // message to hand on next
 	off  int // bytes of it already handed on
+	last int // message of the datagram handed on last
 }
 
 func newReader(s *socket) *reader {
@@ -118,29 +119,48 @@ func (r *reader) take() (data []byte, from netip.AddrPort, ok bool) {
 		}
 		data = r.bufs[r.next][r.off : r.off+size]
 		from = sockaddr(&r.names[r.next])
+		r.last = r.next
 		r.off += size
 		return data, from, true
 	}
 	return nil, netip.AddrPort{}, false
 }
 
+// to is where the datagram last taken was sent to, and the interface that it
+// came by. It needs IP_PKTINFO; without it the address is invalid.
+func (r *reader) to() (netip.Addr, uint32) {
+	info := r.control(r.last, unix.IPPROTO_IP, unix.IP_PKTINFO)
+	if len(info) < unix.SizeofInet4Pktinfo {
+		return netip.Addr{}, 0
+	}
+	return netip.AddrFrom4([4]byte(info[8:12])), binary.NativeEndian.Uint32(info)
+}
+
 // segment is the size of the datagrams that GRO joined in message i; 0: not joined.
 func (r *reader) segment(i int) int {
+	switch data := r.control(i, unix.IPPROTO_UDP, unix.UDP_GRO); {
+	case len(data) >= 4:
+		return int(binary.NativeEndian.Uint32(data))
+	case len(data) >= 2:
+		return int(binary.NativeEndian.Uint16(data))
+	}
+	return 0
+}
+
+// control is what the kernel says beside message i; nil: nothing of that type.
+func (r *reader) control(i int, level, typ int32) []byte {
 	rest := r.ctrl[i][:min(int(r.msgs[i].hdr.Controllen), controlSize)]
 	for len(rest) >= unix.SizeofCmsghdr {
 		h, data, more, err := unix.ParseOneSocketControlMessage(rest)
 		if err != nil {
-			return 0
+			return nil
 		}
-		if h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 2 {
-			if len(data) >= 4 {
-				return int(binary.NativeEndian.Uint32(data))
-			}
-			return int(binary.NativeEndian.Uint16(data))
+		if h.Level == level && h.Type == typ {
+			return data
 		}
 		rest = more
 	}
-	return 0
+	return nil
 }
 
 // sockaddr reads the kernel's form of an address; IPv4 is never mapped.

@@ -146,6 +146,7 @@ func (r *relay) once(ctx context.Context) error {
 	}
 	r.conn.Store(g)
 	defer r.conn.Store(nil)
+	r.u.resumeOver(r.region.ID)
 	r.u.cfg.Log.Debug("relay connected", "region", r.region.ID)
 
 	pongs := make(chan [8]byte, 1)

@@ -20,9 +20,10 @@ const (
 type sender struct {
 	msgs  [sendBatch]mmsghdr
 	iovs  [sendBatch]unix.Iovec
-	ctrl  [sendBatch][24]byte
+	ctrl  [sendBatch][controlSize]byte
 	first [sendBatch]int // index of the first datagram in the message
 	name  unix.RawSockaddrInet6
+	src   netip.Addr // IPv4, or invalid
 
 	write func(fd uintptr) bool
 	count int // messages to send
@@ -36,10 +37,12 @@ func newSender() *sender {
 	return s
 }
 
-// writeBatch sends the datagrams to one address. When the kernel refuses a
+// writeBatch sends the datagrams to one address, from one of ours or, if src is
+// invalid, from that which the kernel chooses. When the kernel refuses a
 // joined message, joining is given up on this socket and the rest goes singly.
-func (s *sender) writeBatch(sock *socket, to netip.AddrPort, packets [][]byte) error {
+func (s *sender) writeBatch(sock *socket, src netip.Addr, to netip.AddrPort, packets [][]byte) error {
 	defer s.forget()
+	s.src = src
 	namelen := s.setName(sock.v6, to)
 	for len(packets) > 0 {
 		n := min(len(packets), sendBatch)
@@ -80,9 +83,7 @@ func (s *sender) build(packets [][]byte, namelen uint32, gso bool) {
 		h := &s.msgs[s.count].hdr
 		*h = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&s.name)), Namelen: namelen, Iov: &s.iovs[i]}
 		h.SetIovlen(n)
-		if n > 1 {
-			s.setSegment(h, len(packets[i]))
-		}
+		s.setControl(h, n, len(packets[i]))
 		s.first[s.count] = i
 		s.count++
 		i += n
@@ -108,15 +109,35 @@ func joinable(packets [][]byte) int {
 	return n
 }
 
-func (s *sender) setSegment(h *unix.Msghdr, size int) {
+// setControl says beside the message that it is n datagrams of a size, and
+// where it comes from; nothing if it is one from anywhere.
+func (s *sender) setControl(h *unix.Msghdr, n, size int) {
 	c := &s.ctrl[s.count]
-	cm := (*unix.Cmsghdr)(unsafe.Pointer(&c[0]))
-	cm.Level = unix.IPPROTO_UDP
-	cm.Type = unix.UDP_SEGMENT
-	cm.SetLen(unix.CmsgLen(2))
-	binary.NativeEndian.PutUint16(c[unix.CmsgLen(0):], uint16(size))
-	h.Control = &c[0]
-	h.SetControllen(unix.CmsgSpace(2))
+	used := 0
+	if n > 1 {
+		data := control(c, &used, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
+		binary.NativeEndian.PutUint16(data, uint16(size))
+	}
+	if s.src.IsValid() {
+		data := control(c, &used, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
+		src := s.src.As4()
+		clear(data) // any interface
+		copy(data[4:], src[:])
+	}
+	if used > 0 {
+		h.Control = &c[0]
+		h.SetControllen(used)
+	}
+}
+
+// control begins a control message behind the used bytes and returns its data.
+func control(c *[controlSize]byte, used *int, level, typ int32, size int) []byte {
+	cm := (*unix.Cmsghdr)(unsafe.Pointer(&c[*used]))
+	cm.Level, cm.Type = level, typ
+	cm.SetLen(unix.CmsgLen(size))
+	data := c[*used+unix.CmsgLen(0):][:size]
+	*used += unix.CmsgSpace(size)
+	return data
 }
 
 func (s *sender) setName(v6 bool, to netip.AddrPort) uint32 {

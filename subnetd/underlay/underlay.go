@@ -7,9 +7,17 @@
 // goroutine measures (STUN); one per relay region connects, with a reader
 // while connected; the sockets are read by whoever called Open, or by a pump
 // of ours while nobody has.
+//
+// In kernel mode WireGuard is in the kernel, on the public port; our socket has
+// an inner one, and nftables gives it disco and STUN and makes what it sends
+// look as if it came from the public one. Nobody calls Open then: the pump reads
+// the socket, one goroutine carries what the kernel sends to its relayed peers
+// (conduit.go), another brings it what relays bring (inject.go), and the loop
+// tells it where to send (pin.go).
 package underlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,12 +38,23 @@ import (
 // Config is what an Underlay is made of.
 type Config struct {
 	Port    uint16           // UDP port of both families; 0: any free one
+	Public  uint16           // kernel mode: the port of the kernel's WireGuard, by which the world knows us; 0: userspace mode
+	Conduit uint16           // kernel mode: UDP port on lo that stands for the peers without direct path; 0: any free one
 	Disco   key.DiscoPrivate // zero: a new one
 	Mark    int              // SO_MARK on every socket; 0: none
 	Now     func() time.Time
 	Log     *slog.Logger
 	OnState func(State) // called with the newest State when it changed, from one goroutine
 	OnPath  func()      // some path changed; calls may be merged
+	// Adopted are the direct addresses at which the kernel has peers that a run
+	// before left it. Kernel mode only.
+	Adopted map[key.NodePublic]netip.AddrPort
+	// OnUse says where the kernel shall send to a peer from now on; calls come
+	// from the loop, in order, and must not block. Kernel mode needs it.
+	OnUse func(key.NodePublic, netip.AddrPort)
+	// OnActive says that a peer speaks to us over UDP: the kernel's WireGuard may
+	// follow it to its address, and should be looked at for a while. As OnUse.
+	OnActive func()
 }
 
 // The types of an endpoint, as the coordinator protocol numbers them.
@@ -82,9 +101,14 @@ type Underlay struct {
 	cfg   Config
 	start time.Time
 	disco key.DiscoPrivate
-	port  uint16
+	port  uint16  // by which the world knows us
+	inner uint16  // of the sockets: the same, but in kernel mode
 	v4    *socket // nil: family not there
 	v6    *socket
+
+	conduit *conduit      // nil: userspace mode
+	learned atomic.Uint32 // counts the facts we were told; what was derived from older ones is stale
+	trial   trial         // SelfTest
 
 	machineMu sync.Mutex // guards machine, which the loop steps and Paths reads
 	machine   machine
@@ -94,6 +118,7 @@ type Underlay struct {
 	netmap *mesh.Netmap
 	key    key.NodePrivate
 	facts  *host.Facts
+	roams  map[key.NodePublic]netip.AddrPort // where the kernel has gone by itself
 	wake   chan struct{}
 
 	probes    chan probe
@@ -138,19 +163,26 @@ func New(cfg Config) (*Underlay, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.OnUse == nil {
+		cfg.OnUse = func(key.NodePublic, netip.AddrPort) {}
+	}
+	if cfg.OnActive == nil {
+		cfg.OnActive = func() {}
+	}
 	if cfg.Disco.IsZero() {
 		cfg.Disco = key.NewDisco()
 	}
-	v4, v6, port, err := listenPair(cfg.Port, cfg.Mark, cfg.Log)
+	v4, v6, inner, err := listenPair(cfg.Port, cfg.Public, cfg.Mark, cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("open UDP port %d: %w", cfg.Port, err)
 	}
+	port := cmp.Or(cfg.Public, inner)
 	u := &Underlay{
-		cfg: cfg, start: cfg.Now(), disco: cfg.Disco, port: port, v4: v4, v6: v6,
+		cfg: cfg, start: cfg.Now(), disco: cfg.Disco, port: port, inner: inner, v4: v4, v6: v6,
 		machine:     newMachine(),
 		wake:        make(chan struct{}, 1),
 		probes:      make(chan probe),
-		hints:       make(chan path.Event, 256),
+		hints:       make(chan path.Event, 1024), // one look of the tunnel at 500 peers
 		inbound:     make(chan *packet, 128),
 		stunIn:      make(chan stunReply, 32),
 		relayIn:     make(chan *packet, 256),
@@ -171,8 +203,27 @@ func New(cfg Config) (*Underlay, error) {
 	u.peers.Store(&map[key.NodePublic]*peer{})
 	u.addrs.Store(&map[netip.AddrPort]*peer{})
 	u.relays.Store(&map[int]*relay{})
+	u.trial.came = make(chan struct{}, 1)
 	u.receivers.init(u)
+	if cfg.Public != 0 {
+		if u.conduit, err = openConduit(cfg); err != nil {
+			u.closeSockets()
+			return nil, err
+		}
+	}
 	return u, nil
+}
+
+// Inner is the port of our own socket: what nftables must bring to the public
+// port's disco and STUN in kernel mode, the public port itself otherwise.
+func (u *Underlay) Inner() uint16 { return u.inner }
+
+// ConduitPort is the port of the peers' loopback endpoints; 0: userspace mode.
+func (u *Underlay) ConduitPort() uint16 {
+	if u.conduit == nil {
+		return 0
+	}
+	return u.conduit.port
 }
 
 // Close closes the sockets of an Underlay that was never Run.
@@ -187,6 +238,9 @@ func (u *Underlay) Close() error {
 func (u *Underlay) closeSockets() {
 	for _, s := range u.sockets() {
 		s.conn.Close()
+	}
+	if u.conduit != nil {
+		u.conduit.sock.conn.Close()
 	}
 }
 
