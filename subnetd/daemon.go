@@ -19,7 +19,6 @@ import (
 	"subnetd/subnetd/host/apply"
 	"subnetd/subnetd/host/firewall"
 	"subnetd/subnetd/host/route"
-	"subnetd/subnetd/host/tunnel"
 	"subnetd/subnetd/host/watch"
 	"subnetd/subnetd/mesh"
 	"subnetd/subnetd/plan"
@@ -43,10 +42,12 @@ type daemon struct {
 	dir    *state.Dir
 	engine *engine.Engine
 	under  *underlay.Underlay
-	tun    *tunnel.Userspace
-	cache  *netmapCache
-	member *member
-	home   *home
+	// carrier is with the underlay; tasks are what else it needs to run.
+	carrier carrier
+	tasks   []task.Task
+	cache   *netmapCache
+	member  *member
+	home    *home
 	// started is a trouble found before there was anybody to tell.
 	started string
 
@@ -70,7 +71,7 @@ func run(opts cli.RunOptions) error {
 	}
 	defer d.dir.Close()
 	d.restore()
-	err = task.Serve(context.Background(), d.log,
+	err = task.Serve(context.Background(), d.log, append(d.tasks,
 		task.Signals(d.log),
 		task.Func("configuration", d.followConfig),
 		d.engine,
@@ -80,8 +81,8 @@ func run(opts cli.RunOptions) error {
 		d.member,
 		d.cache,
 		api.NewServer(opts.Socket, d.funcs(), d.logger("api")),
-	)
-	return errors.Join(err, d.tun.Close())
+	)...)
+	return errors.Join(err, d.carrier.Close())
 }
 
 func (d *daemon) logger(part string) *slog.Logger { return d.log.With("part", part) }
@@ -101,15 +102,18 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.under, err = d.openUnderlay(id); err != nil {
+	fw := firewall.New(d.logger("firewall"))
+	chosen, err := d.openCarrier(&id, fw)
+	if err != nil {
 		return nil, err
 	}
-	d.tun = tunnel.NewUserspace(d.logger("tunnel"), d.under)
-	hands := apply.New(d.tun, firewall.New(d.logger("firewall")), route.New(d.logger("route")))
+	hands := apply.New(d.carrier, fw, route.New(d.logger("route")))
 	d.engine = engine.New(engine.Config{
 		Version: version, Apply: hands.Set, Planned: d.planned, Live: d.live,
 		Now: d.clock.now, Log: d.logger("engine"),
 	})
+	d.engine.SetEngine(chosen.engine, chosen.why)
+	d.engine.SetShare(chosen.share)
 	d.engine.SetConfig(d.cfg)
 	d.tellUnbuilt(d.cfg)
 	d.engine.SetProblem("identity", d.started, "Put a backup of the file back and restart, or go on as a new node.")
@@ -121,24 +125,11 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	return d, nil
 }
 
-// openUnderlay listens on the owner's port, else on the one this node has had
-// before; that one may by now be somebody else's.
-func (d *daemon) openUnderlay(id state.Identity) (*underlay.Underlay, error) {
-	c := underlay.Config{
-		Port: d.cfg.Tunnel.Port, Disco: discoKey(id.Machine, d.clock), Mark: host.Mark, Now: d.clock.now,
+func (d *daemon) underlayConfig(id *state.Identity) underlay.Config {
+	return underlay.Config{
+		Disco: discoKey(id.Machine, d.clock), Mark: host.Mark, Now: d.clock.now,
 		Log: d.logger("underlay"), OnState: d.setUnderlay, OnPath: d.pathChanged,
 	}
-	if c.Port != 0 {
-		return underlay.New(c)
-	}
-	c.Port = id.Port
-	u, err := underlay.New(c)
-	if err == nil {
-		return u, nil
-	}
-	d.log.Warn("another UDP port is used this time", "err", err)
-	c.Port = 0
-	return underlay.New(c)
 }
 
 // identity reads who we are, or makes it: keys are on disk before they are used.
@@ -251,7 +242,7 @@ func (d *daemon) pathChanged() {
 	d.mu.Unlock()
 	for k, p := range paths {
 		if old := was[k]; p.Kind != mesh.PathNone && (p.Kind != old.Kind || p.Addr != old.Addr || p.Relay != old.Relay) {
-			d.tun.Kick(k)
+			d.carrier.Kick(k)
 		}
 	}
 	d.engine.Refresh()
@@ -262,7 +253,6 @@ func (d *daemon) live(s *status.Snapshot, nm *mesh.Netmap) {
 	d.mu.Lock()
 	link, relays := d.link, d.relays
 	d.mu.Unlock()
-	s.Engine, s.EngineReason = "userspace", "the kernel engine is not built in yet"
 	s.Port, s.UDP = link.Port, link.UDP
 	for _, e := range link.Endpoints {
 		s.Endpoints = append(s.Endpoints, e.Addr)
@@ -271,7 +261,7 @@ func (d *daemon) live(s *status.Snapshot, nm *mesh.Netmap) {
 	if nm == nil {
 		return
 	}
-	paths, stats := d.under.Paths(), d.tun.Stats()
+	paths, stats := d.under.Paths(), d.carrier.Stats()
 	for i := range nm.Peers {
 		p, st := paths[nm.Peers[i].Key], stats[nm.Peers[i].Key]
 		out := &s.Peers[i]

@@ -46,8 +46,8 @@ func (d *daemon) reload(ctx context.Context) error {
 	}
 	was := d.adopt(next)
 	d.log.Info("configuration read again", "file", d.opts.Config)
-	if next.Tunnel.Port != was.Tunnel.Port {
-		d.log.Warn("tunnel.port takes effect at the next start")
+	if next.Tunnel != was.Tunnel {
+		d.log.Warn("tunnel.engine and tunnel.port take effect at the next start")
 	}
 	if next.Mesh.Control != was.Mesh.Control {
 		return d.member.restart(ctx)
@@ -60,7 +60,6 @@ func (d *daemon) tellUnbuilt(c config.Config) {
 	var keys []string
 	for key, wished := range map[string]bool{
 		"exit.offer": c.Exit.Offer, "exit.use": c.Exit.Use != "", "exit.devices": len(c.Exit.Devices) > 0,
-		"tunnel.engine = \"kernel\"": c.Tunnel.Engine == "kernel",
 	} {
 		if wished {
 			keys = append(keys, key)
