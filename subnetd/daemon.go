@@ -192,6 +192,7 @@ func (d *daemon) setFacts(f host.Facts) {
 	d.engine.SetFacts(f)
 	d.under.SetFacts(f)
 	d.member.setHostname(f.Hostname)
+	d.member.lines.leave(f)
 }
 
 func (d *daemon) facts() host.Facts {

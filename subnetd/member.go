@@ -4,24 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"subnetd/subnetd/control"
 	"subnetd/subnetd/engine"
-	"subnetd/subnetd/host"
 	"subnetd/subnetd/mesh"
 	"subnetd/subnetd/state"
 	"subnetd/subnetd/status"
 	"subnetd/subnetd/underlay"
 
-	"golang.org/x/sys/unix"
 	"tailscale.com/types/key"
 )
 
@@ -30,6 +25,8 @@ import (
 type member struct {
 	d    *daemon
 	asks chan chan struct{} // the wish changed; closed once the old session is over
+
+	lines lines // to the coordinator
 
 	mu      sync.Mutex // guards all below
 	id      state.Identity
@@ -152,7 +149,7 @@ func (m *member) newClient(url string) *control.Client {
 	if m.id.Control != url { // another coordinator knows nothing of our keys
 		m.id.Node, m.id.Server, m.id.Control = key.NodePrivate{}, key.MachinePublic{}, url
 	}
-	at, dial, authKey := url, dialMarked, m.authKey
+	at, dial, authKey := url, m.lines.dial, m.authKey
 	if url == homeControl {
 		at, dial, authKey = homeURL, m.d.home.dial, "" // nobody needs a key to his own home
 	}
@@ -275,16 +272,4 @@ func (m *member) setUnderlay(s underlay.State) {
 			h.Latency[fmt.Sprintf("%d-v4", region)] = d.Seconds()
 		}
 	})
-}
-
-// dialMarked dials with our mark, so that no route of the mesh catches the
-// connection that carries the mesh.
-func dialMarked(ctx context.Context, network, addr string) (net.Conn, error) {
-	d := net.Dialer{Timeout: 10 * time.Second, Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) {
-			// Without the privilege there are no routes of ours either.
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, host.Mark)
-		})
-	}}
-	return d.DialContext(ctx, network, addr)
 }
