@@ -13,7 +13,7 @@ HOT     := golang.zx2c4.com/wireguard/device golang.zx2c4.com/wireguard/replay g
            crypto/internal/fips140/edwards25519/field crypto/internal/fips140deps/... \
            runtime internal/runtime/... internal/bytealg internal/byteorder sync sync/atomic internal/sync \
            bytes bufio encoding/binary math/bits syscall internal/poll golang.org/x/sys/unix tailscale.com/derp \
-           subnetd/subnetd/underlay subnetd/subnetd/path subnetd/subnetd/relay
+           subnetd/subnetd/underlay subnetd/subnetd/relay
 GCFLAGS := -gcflags=all=-l $(HOT:%=-gcflags=%=)
 
 .PHONY: build test unit mips lab bench run cross lint clean peers provision

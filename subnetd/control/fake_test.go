@@ -321,7 +321,7 @@ func (c *coordinator) serveMap(w http.ResponseWriter, r *http.Request, machine k
 		return
 	}
 	c.note(call{what: "stream", req: req, machine: machine})
-	p := &poll{ctx: r.Context(), w: w, req: req, packer: newPacker(c.t)}
+	p := &poll{ctx: r.Context(), w: w, req: req}
 	if act.stream != nil {
 		act.stream(p)
 		return
@@ -348,10 +348,9 @@ func self(k key.NodePublic) *tailcfg.Node {
 
 // poll is one map stream as the coordinator sees it.
 type poll struct {
-	ctx    context.Context
-	w      http.ResponseWriter
-	req    *tailcfg.MapRequest
-	packer packer
+	ctx context.Context
+	w   http.ResponseWriter
+	req *tailcfg.MapRequest
 }
 
 func (p *poll) say(m *tailcfg.MapResponse) {
@@ -359,7 +358,7 @@ func (p *poll) say(m *tailcfg.MapResponse) {
 	if err != nil {
 		panic(err)
 	}
-	p.w.Write(p.packer.pack(string(b)))
+	p.w.Write(framed(string(b)))
 	p.w.(http.Flusher).Flush()
 }
 

@@ -236,7 +236,7 @@ func TestPlain(t *testing.T) {
 		{errLocked, "tailnet lock on"},
 		{io.EOF, "ended the connection; it is opened anew"},
 		{io.ErrUnexpectedEOF, "ended the connection; it is opened anew"},
-		{errFrameSize, "larger than 8 MiB"},
+		{errFrameSize, "larger than 32 MiB"},
 		{errors.New("anything else"), "failed (anything else); it is tried again"},
 	}
 	for _, tt := range tests {

@@ -23,7 +23,7 @@ const (
 
 func (c *Client) mapRequest(h Host, node key.NodePublic) *tailcfg.MapRequest {
 	req := &tailcfg.MapRequest{
-		Version: capVersion, Compress: "zstd", KeepAlive: true, NodeKey: node,
+		Version: capVersion, KeepAlive: true, NodeKey: node,
 		DiscoKey: c.cfg.Disco, Hostinfo: c.hostinfo(h),
 	}
 	for _, e := range h.Endpoints {
@@ -62,12 +62,7 @@ func (c *Client) stream(ctx context.Context, l *link) error {
 	}()
 	defer func() { cancel(nil); <-lite }()
 
-	frames, err := newFrameReader(res.Body)
-	if err != nil {
-		return err
-	}
-	defer frames.close()
-	return causeOr(ctx, c.readFrames(ctx, l, frames, dog, stale))
+	return causeOr(ctx, c.readFrames(ctx, l, &frameReader{r: res.Body}, dog, stale))
 }
 
 func causeOr(ctx context.Context, err error) error {

@@ -409,7 +409,7 @@ func TestStreamBreaksInFrame(t *testing.T) {
 		c.does(func(a *acts) {
 			a.stream = func(p *poll) {
 				p.say(&tailcfg.MapResponse{Node: self(p.req.NodeKey), Peers: []*tailcfg.Node{{ID: 2, Key: nodeKey(2)}}})
-				once.Do(func() { p.w.Write(p.packer.pack(`{"PeersRemoved": [2]}`)[:9]) })
+				once.Do(func() { p.w.Write(framed(`{"PeersRemoved": [2]}`)[:9]) })
 				if len(c.got("stream")) > 1 {
 					p.keepAlive()
 				}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sort"
 	"time"
 
 	"tailscale.com/tailcfg"
@@ -279,8 +280,12 @@ func (s *snapshot) since(told *snapshot) (ids []tailcfg.NodeID, ok bool) {
 			ids = append(ids, r.ids...)
 		}
 	}
-	slices.Sort(ids)
-	return slices.Compact(ids), true
+	return slices.Compact(sortIDs(ids)), true
+}
+
+func sortIDs(ids []tailcfg.NodeID) []tailcfg.NodeID {
+	sort.Slice(ids, func(i, j int) bool { return ids[i] < ids[j] })
+	return ids
 }
 
 func (s *session) deltaSelf(r *response, snap *snapshot, n *node) {
@@ -314,7 +319,7 @@ func (s *session) deltaAll(r *response, snap *snapshot, n *node) {
 			s.deltaPeer(r, snap, n, p.ID)
 		}
 	}
-	slices.Sort(r.PeersRemoved)
+	sortIDs(r.PeersRemoved)
 }
 
 // deltaPeer adds what changed of one node: all of it, the little that clients

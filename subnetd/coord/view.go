@@ -78,7 +78,7 @@ func (d *draft) complete(domain string) {
 		ruled = ruled || !sameRules(old, n)
 		devices = devices || !sameDevices(old, n)
 	}
-	d.recent = append(d.recent, recent{d.gen, slices.Sorted(maps.Keys(d.touched))})
+	d.recent = append(d.recent, recent{d.gen, sortIDs(slices.Collect(maps.Keys(d.touched)))})
 	if ruled {
 		d.compile()
 	}

@@ -95,7 +95,7 @@ func withDevices(rules []mesh.Rule, devices []host.DeviceMap, approved []netip.P
 			closed = append(closed, d.LAN)
 		}
 	}
-	slices.SortFunc(closed, netip.Addr.Compare)
+	sortAddrs(closed)
 	out := make([]mesh.Rule, 0, len(rules))
 	for _, r := range rules {
 		dsts := r.Dsts

@@ -163,13 +163,17 @@ func addrs(ps []netip.Prefix) []netip.Addr {
 	for _, p := range ps {
 		out = append(out, p.Addr())
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return out
+	return sortAddrs(out)
+}
+
+func sortAddrs(as []netip.Addr) []netip.Addr {
+	sort.Slice(as, func(i, j int) bool { return as[i].Less(as[j]) })
+	return as
 }
 
 func sortPrefixes(ps []netip.Prefix) []netip.Prefix {
-	slices.SortFunc(ps, func(a, b netip.Prefix) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	sort.Slice(ps, func(i, j int) bool {
+		return cmp.Or(ps[i].Addr().Compare(ps[j].Addr()), cmp.Compare(ps[i].Bits(), ps[j].Bits())) < 0
 	})
 	return ps
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -87,7 +88,7 @@ func nearest(f host.Facts, lans []string, listen netip.Addr) []netip.Addr {
 			}
 		}
 	}
-	slices.SortStableFunc(out, func(a, b netip.Addr) int { return ranks[a] - ranks[b] })
+	sort.SliceStable(out, func(i, j int) bool { return ranks[out[i]] < ranks[out[j]] })
 	return out
 }
 

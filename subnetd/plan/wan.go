@@ -25,8 +25,7 @@ func WANAddrs(f host.Facts, lans []string) []netip.Addr {
 			}
 		}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return out
+	return sortAddrs(out)
 }
 
 // redirect brings what the world sends to home.url, that is to TCP 80 or 443, to

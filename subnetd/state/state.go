@@ -13,7 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -226,7 +226,7 @@ func (d *Dir) corrupt(name string) []int64 {
 			stamps = append(stamps, s)
 		}
 	}
-	slices.Sort(stamps)
+	sort.Slice(stamps, func(i, j int) bool { return stamps[i] < stamps[j] })
 	return stamps
 }
 

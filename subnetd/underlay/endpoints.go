@@ -1,7 +1,6 @@
 package underlay
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -77,7 +76,7 @@ func wan(f host.Facts) []string {
 			}
 		}
 	}
-	slices.SortFunc(all, cmp.Compare[string])
+	slices.Sort(all)
 	return slices.Compact(all)
 }
 

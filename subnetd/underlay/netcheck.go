@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -120,7 +120,9 @@ func (r Report) String() string {
 	for id := range r.Latency {
 		ids = append(ids, id)
 	}
-	slices.SortFunc(ids, func(a, b int) int { return cmp.Or(cmp.Compare(r.Latency[a], r.Latency[b]), cmp.Compare(a, b)) })
+	sort.Slice(ids, func(i, j int) bool {
+		return cmp.Or(cmp.Compare(r.Latency[ids[i]], r.Latency[ids[j]]), cmp.Compare(ids[i], ids[j])) < 0
+	})
 	if len(ids) == 0 {
 		line("Relays", "none answered")
 	}

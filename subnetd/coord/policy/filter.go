@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"maps"
 	"slices"
+	"sort"
 
 	"tailscale.com/tailcfg"
 )
@@ -79,10 +80,12 @@ func tidy(ds []dest) []dest {
 	for _, d := range ds {
 		byPorts[d.ports] = append(byPorts[d.ports], d.addrs)
 	}
+	ports := slices.Collect(maps.Keys(byPorts))
+	sort.Slice(ports, func(i, j int) bool {
+		return cmp.Or(cmp.Compare(ports[i].First, ports[j].First), cmp.Compare(ports[i].Last, ports[j].Last)) < 0
+	})
 	var out []dest
-	for _, p := range slices.SortedFunc(maps.Keys(byPorts), func(a, b tailcfg.PortRange) int {
-		return cmp.Or(cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
-	}) {
+	for _, p := range ports {
 		for _, s := range union(byPorts[p]) {
 			out = append(out, dest{p, s})
 		}

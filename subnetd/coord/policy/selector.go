@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -210,7 +211,7 @@ func parsePorts(text string) ([]tailcfg.PortRange, error) {
 		}
 		out = append(out, tailcfg.PortRange{First: uint16(from), Last: uint16(to)})
 	}
-	slices.SortFunc(out, func(a, b tailcfg.PortRange) int { return int(a.First) - int(b.First) })
+	sort.Slice(out, func(i, j int) bool { return out[i].First < out[j].First })
 	merged := out[:1]
 	for _, p := range out[1:] {
 		if l := &merged[len(merged)-1]; int(p.First) <= int(l.Last)+1 {

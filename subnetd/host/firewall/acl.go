@@ -223,7 +223,7 @@ func disjoint(boxes []box) []box {
 		}
 		byProto[b.proto] = append(byProto[b.proto], b)
 	}
-	slices.Sort(protos)
+	sort.Slice(protos, func(i, j int) bool { return protos[i] < protos[j] })
 	var out []box
 	for _, p := range protos {
 		out = append(out, disjointProto(byProto[p])...)

@@ -110,7 +110,9 @@ func deviceMap(f family, devices []host.DeviceMap) set {
 
 func portSet(name string, ports []uint16) set {
 	s := set{name: name, key: nftables.TypeInetService, kind: plain}
-	for _, p := range slices.Compact(slices.Sorted(slices.Values(ports))) {
+	ports = slices.Clone(ports)
+	sort.Slice(ports, func(i, j int) bool { return ports[i] < ports[j] })
+	for _, p := range slices.Compact(ports) {
 		s.values = append(s.values, nftables.SetElement{Key: []byte{byte(p >> 8), byte(p)}})
 	}
 	return s

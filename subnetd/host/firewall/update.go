@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -142,14 +143,12 @@ type item struct {
 // items are the items of elements in whatever order, ascending.
 func (s set) items(elements []nftables.SetElement) ([]item, error) {
 	elements = slices.Clone(elements)
-	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
-		if c := bytes.Compare(a.Key, b.Key); c != 0 || a.IntervalEnd == b.IntervalEnd {
-			return c
+	sort.Slice(elements, func(i, j int) bool {
+		a, b := &elements[i], &elements[j]
+		if c := bytes.Compare(a.Key, b.Key); c != 0 {
+			return c < 0
 		}
-		if a.IntervalEnd { // where a range follows at once
-			return -1
-		}
-		return 1
+		return a.IntervalEnd && !b.IntervalEnd // where a range follows at once
 	})
 	ranges := s.kind == interval || s.kind == verdicts
 	open := false

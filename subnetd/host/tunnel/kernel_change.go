@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"sort"
 
 	"subnetd/subnetd/host"
 
@@ -101,8 +102,8 @@ func samePrefixes(a, b []netip.Prefix) bool {
 
 func sorted(ps []netip.Prefix) []netip.Prefix {
 	ps = slices.Clone(ps)
-	slices.SortFunc(ps, func(a, b netip.Prefix) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	sort.Slice(ps, func(i, j int) bool {
+		return cmp.Or(ps[i].Addr().Compare(ps[j].Addr()), cmp.Compare(ps[i].Bits(), ps[j].Bits())) < 0
 	})
 	return ps
 }

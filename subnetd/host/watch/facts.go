@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"sort"
 
 	"subnetd/subnetd/host"
@@ -64,7 +63,8 @@ func facts(name string, links []host.Interface, addrs []rtnetlink.AddressMessage
 		}
 	}
 	for i := range links {
-		slices.SortFunc(links[i].Addrs, func(a, b netip.Prefix) int { return a.Compare(b) })
+		addrs := links[i].Addrs
+		sort.Slice(addrs, func(i, j int) bool { return addrs[i].Compare(addrs[j]) < 0 })
 	}
 	return host.Facts{Hostname: name, Interfaces: links, Defaults: defaults(routes, byIndex)}
 }
