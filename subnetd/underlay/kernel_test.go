@@ -814,7 +814,9 @@ func TestHandshakeResumed(t *testing.T) {
 	share(t, public, r.Inner())
 	world := listenThere(t, "198.51.100.2:0")
 	us := netip.AddrPortFrom(ourV4, public)
-	k := r.meet(1)[0]
+	peers := r.meet(2)
+	k, other := peers[0], peers[1]
+	r.use(path.Use{Peer: other, Addr: world.at, Region: 9})
 	begin := func(mark string) string {
 		b := handshake(wireguardInitiation, mark)
 		r.wg4.send(r.loop(k), b)
@@ -826,6 +828,8 @@ func TestHandshakeResumed(t *testing.T) {
 	}
 	way, none := path.Use{Peer: k, Addr: world.at, Region: 7}, path.Use{Peer: k}
 	first := begin("first") // there is no way yet
+	r.wg4.send(r.loop(other), string(wireGuard("and that is known")))
+	world.want(arrival{us, worldV4, string(wireGuard("and that is known"))})
 	r.use(path.Use{Peer: k, Addr: world.at, Region: 6})
 	world.want(arrival{us, worldV4, first})
 	r.use(way) // another relay beside it
