@@ -16,13 +16,13 @@ HOT     := golang.zx2c4.com/wireguard/device golang.zx2c4.com/wireguard/replay g
            subnetd/subnetd/underlay subnetd/subnetd/relay
 GCFLAGS := -gcflags=all=-l $(HOT:%=-gcflags=%=)
 
-.PHONY: build test unit mips lab bench run cross lint clean peers provision
+.PHONY: build test unit mips lab guests test-qemu bench run cross lint clean peers provision
 
 build:
 	build/modules.sh bin
 	CGO_ENABLED=0 $(GO) build -trimpath -modfile bin/go.mod $(GCFLAGS) -ldflags "$(LDFLAGS)" -o bin/subnetd ./subnetd
 
-test: provision build peers lint unit mips lab
+test: provision build peers lint unit mips lab test-qemu
 
 # Programs of the system that the tests use.
 provision:
@@ -47,7 +47,17 @@ mips:
 lab: build peers
 	testbed/lab.sh
 
-bench: provision build peers
+# What the guests boot and run: Debian's kernels once, into ~/.cache/subnetd, and the daemon for their processors.
+guests:
+	testbed/qemu/build.sh
+	testbed/guests.sh bin/guests "$(LDFLAGS)" $(GCFLAGS)
+
+# The daemon in routers of four kinds, with the kernel's WireGuard, among strangers outside.
+test-qemu: provision build peers guests
+	testbed/routers.sh
+
+bench: provision build peers guests
+	testbed/peers/guests.sh
 	SUBNETD_BIN=$(CURDIR)/bin/subnetd $(GO) test -count=1 -v -timeout 60m -run '^$$' -bench . -benchtime 1x ./testbed/...
 
 # A home mesh on this machine until Ctrl-C.

@@ -92,18 +92,24 @@ func (c *Cores) keep(set *unix.CPUSet) {
 // userHZ is the unit of CPU time in /proc on every Linux that Go runs on.
 const userHZ = 100
 
-// CPUSeconds is the time that a process has used the cores.
+// CPUSeconds is the time that a process of this machine has used the cores.
 func CPUSeconds(t testing.TB, pid int) float64 {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return cpuSeconds(t, string(text))
+}
+
+// cpuSeconds reads a process's stat file.
+func cpuSeconds(t testing.TB, stat string) float64 {
+	t.Helper()
 	// The name in parentheses may hold anything; after it the fields count from the third on.
-	_, rest, _ := strings.Cut(string(text), ") ")
+	_, rest, _ := strings.Cut(stat, ") ")
 	f := strings.Fields(rest)
 	if len(f) < 13 {
-		t.Fatalf("/proc/%d/stat on %s: %s", pid, runtime.GOOS, text)
+		t.Fatalf("a process's stat on %s: %s", runtime.GOOS, stat)
 	}
 	user, err1 := strconv.ParseFloat(f[11], 64)
 	system, err2 := strconv.ParseFloat(f[12], 64)

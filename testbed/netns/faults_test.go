@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -100,9 +101,14 @@ func wantNoLeftovers(t *testing.T, dir string) {
 // TestWANAddressReplaced: the provider gives the home another address in the middle of a download; the download goes
 // on and ends whole.
 func TestWANAddressReplaced(t *testing.T) {
-	s := join(t, netns.Public, netns.Easy)
+	wantWANReplaced(t, join(t, netns.Public, netns.Easy), 500_000_000)
+}
+
+// wantWANReplaced downloads so many bytes; a tenth after the beginning the router's address becomes 203.0.113.120.
+func wantWANReplaced(t *testing.T, s *scene, size int64) {
+	t.Helper()
 	wantReach(t, s.phone.Host, s.home.LAN.Addr4)
-	const size = 500_000_000
+	wan := s.home.Router
 	s.home.LAN.ServePayload("[::]:80", 1, size)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -116,10 +122,11 @@ func TestWANAddressReplaced(t *testing.T) {
 		_, sum, err := s.phone.Host.Fetch(ctx, "http://"+s.home.LAN.Addr4.String()+"/")
 		fetched <- result{sum, err, time.Now()}
 	}()
-	netns.Eventually(t, 20*time.Second, "the download runs", func() error { return carried(s, 50_000_000) })
-	s.home.Router.IP("addr del 203.0.113.20/24 dev wan0", "addr del 2001:db8::20/64 dev wan0",
+	netns.Eventually(t, 20*time.Second, "the download runs", func() error { return carried(s, float64(size)/10) })
+	wan.IP(fmt.Sprintf("addr del %s/24 dev wan0", wan.Addr4), fmt.Sprintf("addr del %s/64 dev wan0", wan.Addr6),
 		"addr add 203.0.113.120/24 dev wan0", "addr add 2001:db8::120/64 dev wan0 nodad",
 		"route replace default via 203.0.113.1", "route replace ::/0 via 2001:db8::1")
+	wan.Addr4, wan.Addr6 = netip.MustParseAddr("203.0.113.120"), netip.MustParseAddr("2001:db8::120")
 	changed := time.Now()
 	netns.Eventually(t, 60*time.Second, "the path is direct again", func() error {
 		out, err := s.phone.CLI(ctx, "ping", "-c", "1", "--timeout", "2s", "home")

@@ -28,23 +28,37 @@ func TestNATGrid(t *testing.T) {
 	hs := lab.Headscale()
 	key := hs.PreAuthKey("ana", netns.KeyOptions{Reusable: true})
 	phones := map[netns.NAT]*netns.StockPeer{}
-	stock := map[netns.NAT]netip.Addr{}
-	ours := map[netns.NAT]netip.Addr{}
 	for _, kind := range netns.Kinds() {
 		phones[kind] = joinStock(t, lab, hs, key, "phone-"+string(kind), kind)
-		joinStock(t, lab, hs, key, "stock-"+string(kind), kind)
-		stock[kind] = meshAddr(t, hs, "stock-"+string(kind))
 	}
-	theirs := measure(t, phones, stock)
-	t.Logf("stock tailscaled against stock tailscaled:\n%s", theirs)
-
+	stock := joinStockTargets(t, lab, hs, key)
+	ours := map[netns.NAT]netip.Addr{}
 	for _, kind := range netns.Kinds() {
 		name := "ours-" + string(kind)
 		d := lab.Subnetd(lab.Client(name, kind), "[lan]\nexpose = \"none\"\n[tunnel]\nengine = \"userspace\"\n")
 		d.UpKey(hs, key, name)
 		ours[kind] = meshAddr(t, hs, name)
 	}
-	mine := measure(t, phones, ours)
+	wantAsGood(t, phones, ours, stock)
+}
+
+// joinStockTargets makes stock nodes behind every kind of NAT, for comparison.
+func joinStockTargets(t *testing.T, lab *netns.Lab, hs *netns.Headscale, key string) map[netns.NAT]netip.Addr {
+	t.Helper()
+	stock := map[netns.NAT]netip.Addr{}
+	for _, kind := range netns.Kinds() {
+		joinStock(t, lab, hs, key, "stock-"+string(kind), kind)
+		stock[kind] = meshAddr(t, hs, "stock-"+string(kind))
+	}
+	return stock
+}
+
+// wantAsGood: what the phones reach directly at stock, they do at subnetd; and nobody is unreachable.
+func wantAsGood(t *testing.T, phones map[netns.NAT]*netns.StockPeer, ours, stock map[netns.NAT]netip.Addr) {
+	t.Helper()
+	grids := measure(t, phones, ours, stock)
+	mine, theirs := grids[0], grids[1]
+	t.Logf("stock tailscaled against stock tailscaled:\n%s", theirs)
 	t.Logf("subnetd against stock tailscaled:\n%s", mine)
 	for c, got := range mine.reach {
 		want := theirs.reach[c]
@@ -70,30 +84,36 @@ func meshAddr(t *testing.T, hs *netns.Headscale, name string) netip.Addr {
 	return v4
 }
 
-// measure pings every target from every phone, all at the same time: most of the time is spent waiting for a direct
-// path where there can be none.
-func measure(t *testing.T, phones map[netns.NAT]*netns.StockPeer, targets map[netns.NAT]netip.Addr) *grid {
+// measure pings every target of every set from every phone, all at the same time: most of the time is spent waiting for
+// a direct path where there can be none. A grid for each set.
+func measure(t *testing.T, phones map[netns.NAT]*netns.StockPeer, sets ...map[netns.NAT]netip.Addr) []*grid {
 	t.Helper()
 	for kind, p := range phones {
-		for _, addr := range targets {
-			netns.Eventually(t, 20*time.Second, fmt.Sprintf("phone-%s knows %v", kind, addr), func() error { return knows(p, addr) })
+		for _, targets := range sets {
+			for _, addr := range targets {
+				netns.Eventually(t, 20*time.Second, fmt.Sprintf("phone-%s knows %v", kind, addr), func() error { return knows(p, addr) })
+			}
 		}
 	}
-	g := &grid{reach: map[cell]netns.Reach{}, out: map[cell]string{}}
+	var grids []*grid
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for kind, p := range phones {
-		for target, addr := range targets {
-			wg.Go(func() {
-				reach, out := p.Ping(context.Background(), addr, 8)
-				mu.Lock()
-				defer mu.Unlock()
-				g.reach[cell{target, kind}], g.out[cell{target, kind}] = reach, out
-			})
+	for _, targets := range sets {
+		g := &grid{reach: map[cell]netns.Reach{}, out: map[cell]string{}}
+		grids = append(grids, g)
+		for kind, p := range phones {
+			for target, addr := range targets {
+				wg.Go(func() {
+					reach, out := p.Ping(context.Background(), addr, 8)
+					mu.Lock()
+					defer mu.Unlock()
+					g.reach[cell{target, kind}], g.out[cell{target, kind}] = reach, out
+				})
+			}
 		}
 	}
 	wg.Wait()
-	return g
+	return grids
 }
 
 // knows says nil if the peer's netmap has the address.

@@ -106,7 +106,7 @@ func (hs *Headscale) Start() {
 	Eventually(hs.t, 30*time.Second, "Headscale answers", func() error {
 		select {
 		case <-hs.proc.Done():
-			hs.t.Fatalf("Headscale ended: %v", hs.proc.err)
+			hs.t.Fatalf("Headscale ended:\n%s", hs.proc.Tail(30))
 		default:
 		}
 		c, err := net.Dial("unix", hs.sock) // the command itself waits long for a missing server

@@ -157,4 +157,7 @@ func (l *Lab) NameHost(name string, addrs ...netip.Addr) {
 			}
 		}
 	}
+	for _, g := range l.guests {
+		g.tell()
+	}
 }

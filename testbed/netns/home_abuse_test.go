@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -171,7 +171,7 @@ var (
 // finish gives how many were sent and lost, and the time of the slowest in milliseconds.
 func (p *pings) finish(t *testing.T) (sent, lost int, slowest string) {
 	t.Helper()
-	if err := p.p.Signal(os.Interrupt); err != nil {
+	if err := p.p.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
 	<-p.p.Done()

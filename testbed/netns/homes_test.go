@@ -31,26 +31,40 @@ type homes struct {
 	northD, southD *netns.Subnetd
 }
 
+// north and south are two homes, each behind a NAT.
+var (
+	north = netns.HomeSpec{Name: "north", NAT: netns.Easy,
+		LAN4: netip.MustParsePrefix("192.168.99.0/24"), LAN6: netip.MustParsePrefix("fd99:99::/64")}
+	south = netns.HomeSpec{Name: "south", NAT: netns.Easy,
+		LAN4: netip.MustParsePrefix("192.168.88.0/24"), LAN6: netip.MustParsePrefix("fd88:88::/64")}
+)
+
 func joinHomes(t *testing.T) *homes {
 	t.Helper()
 	lab := netns.New(t)
-	h := &homes{hs: lab.Headscale()}
-	h.north = lab.NewHome(netns.HomeSpec{Name: "north", NAT: netns.Easy,
-		LAN4: netip.MustParsePrefix("192.168.77.0/24"), LAN6: netip.MustParsePrefix("fd77:77::/64")})
-	h.south = lab.NewHome(netns.HomeSpec{Name: "south", NAT: netns.Easy,
-		LAN4: netip.MustParsePrefix("192.168.88.0/24"), LAN6: netip.MustParsePrefix("fd88:88::/64")})
-	h.northD, h.southD = lab.Subnetd(h.north.Router, siteConfig), lab.Subnetd(h.south.Router, siteConfig)
+	h := &homes{hs: lab.Headscale(), north: lab.NewHome(north), south: lab.NewHome(south)}
+	h.join(lab, siteConfig)
+	return h
+}
+
+// join starts a daemon in both homes and brings them into the mesh.
+func (h *homes) join(lab *netns.Lab, toml string) {
+	h.northD, h.southD = lab.Subnetd(h.north.Router, toml), lab.Subnetd(h.south.Router, toml)
 	h.northD.UpKey(h.hs, h.hs.PreAuthKey("ana", netns.KeyOptions{}), "north")
 	h.southD.UpKey(h.hs, h.hs.PreAuthKey("ana", netns.KeyOptions{}), "south")
 	h.hs.ApproveRoutes("north", h.north.LAN4, h.north.LAN6)
 	h.hs.ApproveRoutes("south", h.south.LAN4, h.south.LAN6)
-	return h
 }
 
 // TestTwoHomes: hosts of one LAN reach hosts of the other under their own addresses, with packets of every size; and
 // with the coordinator gone and both routers restarted they still do.
 func TestTwoHomes(t *testing.T) {
-	h := joinHomes(t)
+	wantTwoHomes(t, joinHomes(t))
+}
+
+// wantTwoHomes kills Headscale for good.
+func wantTwoHomes(t *testing.T, h *homes) {
+	t.Helper()
 	for _, d := range []*netns.Subnetd{h.northD, h.southD} {
 		wantApproved(t, d)
 	}
@@ -134,10 +148,14 @@ func wantDatagram(t *testing.T, from, to net.PacketConn, dst netip.AddrPort) net
 
 // TestIPv6UnderlayPreferred: two nodes with working IPv4 and IPv6 meet over IPv6.
 func TestIPv6UnderlayPreferred(t *testing.T) {
-	s := join(t, netns.Public, netns.Public)
+	wantIPv6Underlay(t, join(t, netns.Public, netns.Public))
+}
+
+func wantIPv6Underlay(t *testing.T, s *scene) {
+	t.Helper()
 	wantReach(t, s.phone.Host, s.home.LAN.Addr4, s.home.LAN.Addr6)
 	netns.Eventually(t, 30*time.Second, "the path to the phone is IPv6", func() error {
-		out, err := s.daemon.CLI("ping", "phone")
+		out, err := s.daemon.CLI("ping", s.phone.Host.Name)
 		if err != nil {
 			return err
 		}

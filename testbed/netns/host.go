@@ -23,10 +23,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is one machine of the lab: a network namespace.
+// Host is one machine of the lab: a network namespace, of this machine or of a guest, or a guest.
 type Host struct {
 	lab   *Lab
-	ns    string
+	ns    string // "": a guest itself
+	guest *Guest // what it is in; nil: this machine
 	Name  string
 	Addr4 netip.Addr // of its main interface
 	Addr6 netip.Addr // of its main interface; invalid without IPv6
@@ -37,10 +38,20 @@ type Host struct {
 	procs []*Process
 }
 
+// must runs a program of the system in the host and fails the test with its output.
+func (h *Host) must(stdin, name string, args ...string) {
+	h.lab.t.Helper()
+	if h.guest != nil {
+		h.guest.must(h, stdin, name, args...)
+		return
+	}
+	mustRun(h.lab.t, stdin, "ip", append([]string{"netns", "exec", h.ns, name}, args...)...)
+}
+
 // ip runs lines of ip(8) in the host.
 func (h *Host) ip(lines ...string) {
 	h.lab.t.Helper()
-	mustRun(h.lab.t, strings.Join(lines, "\n")+"\n", "ip", "-n", h.ns, "-batch", "-")
+	h.must(strings.Join(lines, "\n")+"\n", "ip", "-batch", "-")
 }
 
 // IP runs lines of ip(8) in the host, for tests that change addresses or links.
@@ -52,7 +63,7 @@ func (h *Host) IP(lines ...string) {
 // nft loads a ruleset in the host.
 func (h *Host) nft(ruleset string) {
 	h.lab.t.Helper()
-	mustRun(h.lab.t, ruleset, "ip", "netns", "exec", h.ns, "nft", "-f", "-")
+	h.must(ruleset, "nft", "-f", "-")
 }
 
 // Lab is where the host is.
@@ -67,12 +78,52 @@ func (h *Host) NFT(ruleset string) {
 // forward makes the host a router for both families.
 func (h *Host) forward() {
 	h.lab.t.Helper()
-	mustRun(h.lab.t, "", "ip", "netns", "exec", h.ns, "sh", "-c",
-		"echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
+	h.must("", "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
+}
+
+// trustAddresses: nobody doubts an address here, and one that is still being checked looks different a moment later.
+func (h *Host) trustAddresses() {
+	h.lab.t.Helper()
+	h.must("", "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad")
+}
+
+// folder makes a folder for files of the host and gives its path there.
+func (h *Host) folder(name string) string {
+	h.lab.t.Helper()
+	if h.guest == nil {
+		return h.lab.mkdir(name)
+	}
+	path := guestRun + "/" + name
+	h.must("", "mkdir", "-p", path)
+	return path
+}
+
+// WriteFile writes a whole file on the host.
+func (h *Host) WriteFile(path, content string) {
+	h.lab.t.Helper()
+	if h.guest != nil {
+		h.guest.WriteFile(path, []byte(content), 0o600)
+		return
+	}
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		h.lab.t.Fatal(err)
+	}
+}
+
+// ReadFile reads a file on the host.
+func (h *Host) ReadFile(path string) ([]byte, error) {
+	if h.guest != nil {
+		return h.guest.ReadFile(path)
+	}
+	return os.ReadFile(path)
 }
 
 // Cmd is a command inside the host. It sees the lab's resolv.conf and hosts file and dies with the test process.
+// In a guest there is no such thing.
 func (h *Host) Cmd(ctx context.Context, name string, args ...string) *exec.Cmd {
+	if h.guest != nil {
+		h.lab.t.Fatalf("%s is in a guest: it has Run, Output and Start", h.Name)
+	}
 	const enter = `mount --bind "$1/resolv.conf" /etc/resolv.conf && mount --bind "$1/hosts" /etc/hosts && shift && exec "$@"`
 	all := append([]string{"netns", "exec", h.ns, "sh", "-c", enter, "sh", h.lab.dir, name}, args...)
 	cmd := exec.CommandContext(ctx, "ip", all...)
@@ -83,11 +134,32 @@ func (h *Host) Cmd(ctx context.Context, name string, args ...string) *exec.Cmd {
 
 // Run runs a command inside the host to its end and gives what it printed on both outputs.
 func (h *Host) Run(ctx context.Context, name string, args ...string) (string, error) {
+	if h.guest != nil {
+		out, diag, err := h.guest.output(ctx, h, name, args...)
+		return string(out) + string(diag), err
+	}
 	out, err := h.Cmd(ctx, name, args...).CombinedOutput()
 	if err != nil {
 		return string(out), fmt.Errorf("%s: %s %s: %w: %s", h.Name, filepath.Base(name), strings.Join(args, " "), err, out)
 	}
 	return string(out), nil
+}
+
+// Output runs a command inside the host to its end and gives what it printed on its standard output; an error says what
+// it printed on the other.
+func (h *Host) Output(ctx context.Context, name string, args ...string) ([]byte, error) {
+	if h.guest != nil {
+		out, _, err := h.guest.output(ctx, h, name, args...)
+		return out, err
+	}
+	cmd := h.Cmd(ctx, name, args...)
+	var diag strings.Builder
+	cmd.Stderr = &diag
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("%s: %s %s: %w: %s", h.Name, filepath.Base(name), strings.Join(args, " "), err, strings.TrimSpace(diag.String()))
+	}
+	return out, err
 }
 
 // Ping sends one echo request to addr and waits at most two seconds for the reply.
@@ -97,7 +169,21 @@ func (h *Host) Ping(ctx context.Context, addr netip.Addr) error {
 }
 
 // Process is a command that runs in the background of a host.
-type Process struct {
+type Process struct{ running }
+
+// running is what a process can do wherever it runs.
+type running interface {
+	Pid() int                       // of the command itself
+	Done() <-chan struct{}          // closed when it has ended
+	Signal(s syscall.Signal) error  // sends it a signal
+	Kill()                          // ends it at once and waits for it; may be called again
+	Stop(limit time.Duration) error // asks it to end, kills it after limit, gives the error of its exit
+	Lines() []string                // what it wrote
+	Tail(n int) string              // the last lines of that
+}
+
+// local is a process of this machine.
+type local struct {
 	name string
 	cmd  *exec.Cmd
 	log  string
@@ -113,8 +199,11 @@ func (h *Host) Start(name string, args ...string) *Process {
 
 // StartEnv is Start with additions to the environment ("NAME=value").
 func (h *Host) StartEnv(env []string, name string, args ...string) *Process {
-	t := h.lab.t
+	t := lasting{h.lab.t}
 	t.Helper()
+	if h.guest != nil {
+		return &Process{h.guest.start(h, env, name, args...)}
+	}
 	f, err := os.CreateTemp(h.lab.dir, h.Name+"-"+filepath.Base(name)+"-*.log")
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +212,7 @@ func (h *Host) StartEnv(env []string, name string, args ...string) *Process {
 	cmd := h.Cmd(context.Background(), name, args...)
 	cmd.Env = append(cmd.Env, env...)
 	cmd.Stdout, cmd.Stderr = f, f
-	p := &Process{name: h.Name + ": " + filepath.Base(name), cmd: cmd, log: f.Name(), done: make(chan struct{})}
+	p := &local{name: h.Name + ": " + filepath.Base(name), cmd: cmd, log: f.Name(), done: make(chan struct{})}
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%s: %v", p.name, err)
 	}
@@ -132,7 +221,7 @@ func (h *Host) StartEnv(env []string, name string, args ...string) *Process {
 		close(p.done)
 	}()
 	h.mu.Lock()
-	h.procs = append(h.procs, p)
+	h.procs = append(h.procs, &Process{p})
 	h.mu.Unlock()
 	t.Cleanup(func() {
 		p.Kill()
@@ -140,26 +229,26 @@ func (h *Host) StartEnv(env []string, name string, args ...string) *Process {
 			t.Logf("---- %s (pid %d), last lines:\n%s", p.name, cmd.Process.Pid, p.Tail(60))
 		}
 	})
-	return p
+	return &Process{p}
 }
 
 // Pid is the process id of the command itself.
-func (p *Process) Pid() int { return p.cmd.Process.Pid }
+func (p *local) Pid() int { return p.cmd.Process.Pid }
 
 // Done is closed when the process has ended.
-func (p *Process) Done() <-chan struct{} { return p.done }
+func (p *local) Done() <-chan struct{} { return p.done }
 
 // Signal sends the process a signal.
-func (p *Process) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
+func (p *local) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
 
 // Kill ends the process at once (SIGKILL) and waits for it. It may be called again.
-func (p *Process) Kill() {
+func (p *local) Kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.done
 }
 
 // Stop asks the process to end (SIGTERM), kills it after limit, and gives the error of its exit.
-func (p *Process) Stop(limit time.Duration) error {
+func (p *local) Stop(limit time.Duration) error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
@@ -171,7 +260,7 @@ func (p *Process) Stop(limit time.Duration) error {
 }
 
 // Lines are what the process wrote.
-func (p *Process) Lines() []string {
+func (p *local) Lines() []string {
 	b, err := os.ReadFile(p.log)
 	if err != nil {
 		return []string{err.Error()}
@@ -180,7 +269,7 @@ func (p *Process) Lines() []string {
 }
 
 // Tail gives the last n lines that the process wrote.
-func (p *Process) Tail(n int) string {
+func (p *local) Tail(n int) string {
 	lines := p.Lines()
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
@@ -198,6 +287,9 @@ func (h *Host) killAll() {
 // inside calls f on a thread that is in the host's namespace; sockets made there stay there. The thread goes back
 // afterwards and lives on: were it to end, the processes that it had started would get their Pdeathsig.
 func (h *Host) inside(f func() error) error {
+	if h.guest != nil {
+		return fmt.Errorf("%s is in a guest: sockets of the test process cannot be there", h.Name)
+	}
 	runtime.LockOSThread()
 	out, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {

@@ -48,15 +48,42 @@ func Main(m *testing.M) int {
 
 // Lab is one internet. It belongs to one test and is not safe for use by several goroutines while hosts are added.
 type Lab struct {
-	t    testing.TB
+	t    *turn
 	id   string
 	dir  string
 	inet *Host
 	ca   *authority
 
-	hosts   []*Host
-	nextPub int // last byte of the next public address
-	nextNet int // third byte of the next private network
+	nextPub int      // last byte of the next public address
+	nextNet int      // third byte of the next private network
+	guests  []*Guest // in the order of their boots
+}
+
+// turn is the test whose turn it is: the lab's own, or the subtest that [Lab.Run] runs.
+type turn struct {
+	testing.TB
+	whole testing.TB
+}
+
+// lasting is a turn whose cleanups wait for the end of the lab's own test.
+type lasting struct{ *turn }
+
+func (l lasting) Cleanup(f func()) { l.whole.Cleanup(f) }
+func (l lasting) Failed() bool     { return l.whole.Failed() }
+
+// Run runs f as a subtest of the lab's test. What fails meanwhile fails the subtest. Hosts and servers of the test process
+// that f makes are gone after it; processes that it starts on older hosts stay.
+func (l *Lab) Run(name string, f func(t *testing.T)) bool {
+	l.t.Helper()
+	outer, ok := l.t.TB.(*testing.T)
+	if !ok {
+		l.t.Fatalf("a lab of a %T has no subtests", l.t.TB)
+	}
+	return outer.Run(name, func(t *testing.T) {
+		t.Cleanup(func() { l.t.TB = outer }) // the first to be set is the last to run
+		l.t.TB = t
+		f(t)
+	})
 }
 
 // New makes an empty internet: one router namespace whose bridge carries 203.0.113.0/24 and 2001:db8::/64.
@@ -71,7 +98,7 @@ func New(t testing.TB) *Lab {
 		t.Fatalf("lab folder: %v", err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	l := &Lab{t: t, dir: dir, nextPub: 20, nextNet: 1}
+	l := &Lab{t: &turn{TB: t, whole: t}, dir: dir, nextPub: 20, nextNet: 1}
 	l.id = fmt.Sprintf("%s%d-%d-", namePrefix, os.Getpid(), labSerial.Add(1))
 	l.writeEtc()
 	l.ca = newAuthority(t, filepath.Join(dir, "ca.pem"))
@@ -191,19 +218,33 @@ func (l *Lab) newHost(name string) *Host {
 			l.t.Errorf("removing namespace %s: %v: %s", h.ns, err, out)
 		}
 	})
-	l.hosts = append(l.hosts, h)
 	h.ip("link set lo up")
-	// Nobody doubts an address here, and one that is still being checked looks different a moment later.
-	mustRun(l.t, "", "ip", "netns", "exec", h.ns, "sh", "-c",
-		"echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad; echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad")
+	h.trustAddresses()
 	return h
 }
 
 // link joins two hosts by a veth pair; both ends are up.
 func (l *Lab) link(a *Host, aIf string, b *Host, bIf string) {
 	l.t.Helper()
-	a.ip(fmt.Sprintf("link add %s type veth peer name %s netns %s", aIf, bIf, b.ns), "link set "+aIf+" up")
-	b.ip("link set " + bIf + " up")
+	from, to := a.socket(aIf), b.socket(bIf)
+	from.host.ip(fmt.Sprintf("link add %s type veth peer name %s netns %s", from.ifname, to.ifname, to.host.ns))
+	from.plug()
+	to.plug()
+}
+
+// socket is where a cable ends.
+type socket struct {
+	host   *Host
+	ifname string
+	plug   func() // makes the interface work, once the cable is there
+}
+
+// socket is where the cable to an interface of the host ends: there itself, if the host is a namespace.
+func (h *Host) socket(ifname string) socket {
+	if h.guest != nil {
+		return h.guest.socket(h, ifname)
+	}
+	return socket{h, ifname, func() { h.ip("link set " + ifname + " up") }}
 }
 
 // public plugs interface ifname of h into the internet with 203.0.113.n and 2001:db8::n.
@@ -228,8 +269,14 @@ func (l *Lab) freePublic() int {
 func (l *Lab) Client(name string, kind NAT) *Host {
 	l.t.Helper()
 	h := l.newHost(name)
-	l.uplink(h, "wan0", kind)
+	l.ClientAt(h, kind)
 	return h
+}
+
+// ClientAt is Client with a host that is there, without any cable. In a guest it takes one of its cards.
+func (l *Lab) ClientAt(h *Host, kind NAT) {
+	l.t.Helper()
+	l.uplink(h, "wan0", kind)
 }
 
 // NAT makes the usual client, "phone", behind a NAT of the given kind.
@@ -256,14 +303,30 @@ type Home struct {
 // Home makes the usual home: LAN 192.168.77.0/24 and fd77:77::/64, with one host 192.168.77.50 and fd77:77::50.
 func (l *Lab) Home(kind NAT) *Home {
 	l.t.Helper()
-	return l.NewHome(HomeSpec{Name: "home", NAT: kind,
-		LAN4: netip.MustParsePrefix("192.168.77.0/24"), LAN6: netip.MustParsePrefix("fd77:77::/64")})
+	return l.NewHome(usualHome(kind))
+}
+
+// GuestHome is Home with a guest as the router.
+func (l *Lab) GuestHome(g *Guest, kind NAT) *Home {
+	l.t.Helper()
+	return l.HomeAt(g.Host("home"), usualHome(kind))
+}
+
+func usualHome(kind NAT) HomeSpec {
+	return HomeSpec{Name: "home", NAT: kind,
+		LAN4: netip.MustParsePrefix("192.168.77.0/24"), LAN6: netip.MustParsePrefix("fd77:77::/64")}
 }
 
 // NewHome makes a home as described.
 func (l *Lab) NewHome(s HomeSpec) *Home {
 	l.t.Helper()
-	home := &Home{Router: l.newHost(s.Name), LAN: l.newHost(s.Name + "lan"), LAN4: s.LAN4, LAN6: s.LAN6}
+	return l.HomeAt(l.newHost(s.Name), s)
+}
+
+// HomeAt is NewHome with a router that is there: a host without any cable. In a guest it takes two of its cards.
+func (l *Lab) HomeAt(router *Host, s HomeSpec) *Home {
+	l.t.Helper()
+	home := &Home{Router: router, LAN: l.newHost(s.Name + "lan"), LAN4: s.LAN4, LAN6: s.LAN6}
 	r, d := home.Router, home.LAN
 	r.forward()
 	l.uplink(r, "wan0", s.NAT)

@@ -98,9 +98,9 @@ func (p *StockPeer) Status() (StockStatus, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	var s StockStatus
-	out, err := p.Host.Cmd(ctx, p.cli, "--socket="+p.sock, "status", "--json").Output()
+	out, err := p.Host.Output(ctx, p.cli, "--socket="+p.sock, "status", "--json")
 	if err != nil {
-		return s, fmt.Errorf("tailscale status on %s: %w", p.Host.Name, err)
+		return s, err
 	}
 	if err := json.Unmarshal(out, &s); err != nil {
 		return s, fmt.Errorf("tailscale status on %s: %w", p.Host.Name, err)

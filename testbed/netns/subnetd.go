@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,9 +44,14 @@ func (l *Lab) SubnetdIdle(h *Host, toml string) *Subnetd {
 
 func (l *Lab) subnetd(h *Host, toml string) *Subnetd {
 	l.t.Helper()
-	dir := l.mkdir("sd-" + h.Name)
-	return &Subnetd{t: l.t, Host: h, bin: subnetdBin(l.t), State: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "s"),
-		Config: l.write("sd-"+h.Name+"/subnetd.toml", toml)}
+	dir := h.folder("sd-" + h.Name)
+	s := &Subnetd{t: l.t, Host: h, bin: guestSubnetd, State: filepath.Join(dir, "state"), Socket: filepath.Join(dir, "s"),
+		Config: filepath.Join(dir, "subnetd.toml")}
+	if h.guest == nil {
+		s.bin = subnetdBin(l.t)
+	}
+	h.WriteFile(s.Config, toml)
+	return s
 }
 
 // SubnetdOnDisk is Subnetd with its state on a disk of so many bytes.
@@ -124,7 +130,7 @@ func (s *Subnetd) Start() {
 	Eventually(s.t, 15*time.Second, "subnetd answers on "+s.Host.Name, func() error {
 		select {
 		case <-s.proc.Done():
-			s.t.Fatalf("subnetd ended: %v\n%s", s.proc.err, s.proc.Tail(30))
+			s.t.Fatalf("subnetd ended:\n%s", s.proc.Tail(30))
 		default:
 		}
 		_, err := s.StatusJSON()
@@ -141,9 +147,7 @@ func (s *Subnetd) Stop() error { return s.proc.Stop(15 * time.Second) }
 // Reload writes the configuration and tells the daemon of it.
 func (s *Subnetd) Reload(toml string) {
 	s.t.Helper()
-	if err := os.WriteFile(s.Config, []byte(toml), 0o644); err != nil {
-		s.t.Fatal(err)
-	}
+	s.Host.WriteFile(s.Config, toml)
 	if err := s.proc.Signal(syscall.SIGHUP); err != nil {
 		s.t.Fatal(err)
 	}
@@ -154,6 +158,57 @@ func (s *Subnetd) Log() []string { return s.proc.Lines() }
 
 // Pid is the daemon's process id.
 func (s *Subnetd) Pid() int { return s.proc.Pid() }
+
+// CPUSeconds is the time that the daemon has used its host's cores.
+func (s *Subnetd) CPUSeconds() float64 {
+	s.t.Helper()
+	return cpuSeconds(s.t, s.procFile("stat"))
+}
+
+// Memory is a field of the daemon's status file in /proc, as VmRSS, in MB.
+func (s *Subnetd) Memory(field string) float64 {
+	s.t.Helper()
+	for line := range strings.Lines(s.procFile("status")) {
+		if name, value, ok := strings.Cut(line, ":"); ok && name == field {
+			kib, err := strconv.ParseFloat(strings.Fields(value)[0], 64)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			return kib * 1024 / 1e6
+		}
+	}
+	s.t.Fatalf("the daemon's status in /proc has no %s", field)
+	return 0
+}
+
+// procFile is one of the daemon's files in /proc.
+func (s *Subnetd) procFile(name string) string {
+	s.t.Helper()
+	text, err := s.Host.ReadFile(fmt.Sprintf("/proc/%d/%s", s.Pid(), name))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// Upgrade puts another program in the place of the guest's: it is the same but for its version. The daemon that runs goes
+// on with the old one.
+func (s *Subnetd) Upgrade() (from, to string) {
+	s.t.Helper()
+	out, err := s.Host.Output(context.Background(), s.bin, "version")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	from = strings.TrimSpace(string(out))
+	to = "z" + from[1:]
+	program, err := s.Host.ReadFile(s.bin)
+	if err != nil || len(from) < 3 || !bytes.Contains(program, []byte(from)) {
+		s.t.Fatalf("the program does not hold its version %q (%v)", from, err)
+	}
+	s.Host.guest.WriteFile(s.bin+".new", bytes.ReplaceAll(program, []byte(from), []byte(to)), 0o755)
+	s.Host.must("", "mv", s.bin+".new", s.bin)
+	return from, to
+}
 
 // CLI runs `subnetd <args> --socket S` on the host, for at most 30 seconds, and gives what it printed on both outputs.
 func (s *Subnetd) CLI(args ...string) (string, error) {
@@ -181,12 +236,9 @@ func (s *Subnetd) withSocket(args []string) []string {
 func (s *Subnetd) StatusJSON() (map[string]any, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	cmd := s.Cmd(ctx, "status", "--json")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	out, err := s.Host.Output(ctx, s.bin, s.withSocket([]string{"status", "--json"})...)
 	if len(out) == 0 && err != nil {
-		return nil, fmt.Errorf("subnetd status on %s: %w: %s", s.Host.Name, err, strings.TrimSpace(stderr.String()))
+		return nil, err
 	}
 	m := map[string]any{}
 	if err := json.Unmarshal(out, &m); err != nil {

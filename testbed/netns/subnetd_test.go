@@ -39,26 +39,36 @@ func join(t *testing.T, homeNAT, phoneNAT netns.NAT) *scene {
 	lab := netns.New(t)
 	s := &scene{hs: lab.Headscale(), home: lab.Home(homeNAT)}
 	s.phone = lab.StockPeer(lab.NAT(phoneNAT))
-	s.daemon = lab.Subnetd(s.home.Router, daemonConfig)
+	s.daemon = lab.SubnetdIdle(s.home.Router, daemonConfig)
+	s.join(t)
+	return s
+}
+
+// join brings both nodes into the mesh and approves the LAN's prefixes.
+func (s *scene) join(t *testing.T) {
+	t.Helper()
+	s.daemon.Start()
 	start := time.Now()
 	s.daemon.UpKey(s.hs, s.hs.PreAuthKey("ana", netns.KeyOptions{}), "home")
 	t.Logf("joined and online %v after `subnetd up` began", time.Since(start).Round(time.Millisecond))
 	s.hs.ApproveRoutes("home", s.home.LAN4, s.home.LAN6)
 	s.phone.Up(s.hs.URL, s.hs.PreAuthKey("ana", netns.KeyOptions{}), "--accept-routes")
-	return s
 }
 
 // TestStockPhoneReachesTheLAN: a stock client behind a NAT pings a LAN host that has no client and fetches 200 MB
 // from it, and the LAN host fetches 200 MB from the phone.
 func TestStockPhoneReachesTheLAN(t *testing.T) {
-	s := join(t, netns.Public, netns.Easy)
-	wantReach(t, s.phone.Host, s.home.LAN.Addr4, s.home.LAN.Addr6)
+	wantOpenLAN(t, join(t, netns.Public, netns.Easy), 200_000_000)
+}
 
-	const size = 200_000_000
+// wantOpenLAN: phone and LAN host reach each other, and each fetches so many bytes from the other.
+func wantOpenLAN(t *testing.T, s *scene, size int64) {
+	t.Helper()
+	wantReach(t, s.phone.Host, s.home.LAN.Addr4, s.home.LAN.Addr6)
 	s.home.LAN.ServePayload("[::]:80", 1, size)
 	s.phone.Host.ServePayload("[::]:80", 2, size)
 	wantPayload(t, s.phone.Host, "http://"+s.home.LAN.Addr4.String()+"/", 1, size)
-	v4, _, err := s.hs.MeshAddrs("phone")
+	v4, _, err := s.hs.MeshAddrs(s.phone.Host.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,13 +77,16 @@ func TestStockPhoneReachesTheLAN(t *testing.T) {
 
 // TestLANOverIPv6: the same over the mesh's IPv6, with less data.
 func TestLANOverIPv6(t *testing.T) {
-	s := join(t, netns.Public, netns.Public)
+	wantOpenLAN6(t, join(t, netns.Public, netns.Public), 5_000_000)
+}
+
+func wantOpenLAN6(t *testing.T, s *scene, size int64) {
+	t.Helper()
 	wantReach(t, s.phone.Host, s.home.LAN.Addr6)
-	const size = 5_000_000
 	s.home.LAN.ServePayload("[::]:80", 1, size)
 	s.phone.Host.ServePayload("[::]:80", 2, size)
 	wantPayload(t, s.phone.Host, "http://["+s.home.LAN.Addr6.String()+"]/", 1, size)
-	_, v6, err := s.hs.MeshAddrs("phone")
+	_, v6, err := s.hs.MeshAddrs(s.phone.Host.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +164,12 @@ func TestJoinByBrowser(t *testing.T) {
 // TestFlowsOutliveTheCoordinator: with Headscale killed flows go on, and nodes restarted without it come back from
 // what they remember.
 func TestFlowsOutliveTheCoordinator(t *testing.T) {
-	s := join(t, netns.Public, netns.Easy)
+	wantNoNeedOfCoordinator(t, join(t, netns.Public, netns.Easy))
+}
+
+// wantNoNeedOfCoordinator kills Headscale for good.
+func wantNoNeedOfCoordinator(t *testing.T, s *scene) {
+	t.Helper()
 	lan := s.home.LAN.Addr4
 	wantReach(t, s.phone.Host, lan)
 	s.home.LAN.ServePayload("[::]:80", 1, 1_000_000)
@@ -182,7 +200,12 @@ const allowAll = `{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}
 
 // TestPolicy: only what the policy allows gets in, for both families; a change takes effect without cutting what it allows.
 func TestPolicy(t *testing.T) {
-	s := join(t, netns.Public, netns.Easy)
+	wantPolicy(t, join(t, netns.Public, netns.Easy))
+}
+
+// wantPolicy sets policies; in the end everything is allowed again.
+func wantPolicy(t *testing.T, s *scene) {
+	t.Helper()
 	wantReach(t, s.phone.Host, s.home.LAN.Addr4, s.home.LAN.Addr6)
 	s.home.LAN.ServePayload("[::]:80", 1, 100_000)
 	s.home.LAN.ServePayload("[::]:81", 1, 100_000)

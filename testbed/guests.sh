@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Builds the daemon for the guests of testbed/qemu, static and stripped, as OUTPUT_FOLDER/subnetd-ARCH.
+# usage: guests.sh OUTPUT_FOLDER [GO_LDFLAGS [FLAG...]]   (a folder inside the project)
+set -euo pipefail
+
+out=$1
+ldflags=${2:--s -w}
+flags=("${@:3}")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+mkdir -p "$out"
+build/modules.sh "$out"
+
+# name GOARCH and what goes with it; the names are those of package qemu
+targets=("mipsle GOARCH=mipsle GOMIPS=softfloat" "armv7 GOARCH=arm GOARM=7" "arm64 GOARCH=arm64" "amd64 GOARCH=amd64")
+for target in "${targets[@]}"; do
+	read -r name settings <<<"$target"
+	read -ra settings <<<"$settings"
+	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath -modfile "$out/go.mod" "${flags[@]}" -ldflags "$ldflags" \
+		-o "$out/subnetd-$name" ./subnetd
+done
