@@ -276,6 +276,49 @@ func TestSlowFirstAnswer(t *testing.T) {
 	}
 }
 
+// TestSlowMoment: where the second answer is slow as well, the heartbeats ask a few times more; what stays slow is let be.
+func TestSlowMoment(t *testing.T) {
+	const v4, v6 = "198.51.100.1:1", "[2001:db8::1]:1"
+	for _, tt := range []struct {
+		name string
+		slow int // answers over IPv6
+		want string
+		asks int
+	}{{"a moment", 4, v6, 5}, {"for good", 100, v4, 6}} {
+		b := node(2, v4, v6)
+		r := newRig(t, b)
+		r.step(SetLocal{Endpoints: addrs("203.0.113.1:1"), UDP: true, V6: true})
+		asked := 0
+		for end := r.now.Add(40 * time.Second); r.now.Before(end); {
+			out := append(r.wait(100*time.Millisecond), r.step(Sent{Peer: b.Key})...)
+			for pings := of[SendPing](out); len(pings) > 0; pings = of[SendPing](out) {
+				out = r.wait(time.Millisecond)
+				for _, p := range pings {
+					if p.To.Addr == addr(v4) {
+						out = append(out, r.step(Pong{From: p.To, Sender: b.Disco, TxID: p.TxID})...)
+					}
+				}
+				for _, p := range pings {
+					if p.To.Addr != addr(v6) {
+						continue
+					}
+					if asked++; asked <= tt.slow {
+						out = append(out, r.wait(4*time.Millisecond)...)
+					}
+					out = append(out, r.step(Pong{From: p.To, Sender: b.Disco, TxID: p.TxID})...)
+				}
+			}
+			if r.m.Path(b.Key).Addr == addr(v6) {
+				break
+			}
+		}
+		r.wantPath(b, mesh.PathDirect, addr(tt.want))
+		if asked != tt.asks {
+			t.Errorf("%s: asked %d times, want %d", tt.name, asked, tt.asks)
+		}
+	}
+}
+
 // TestNewlyNamed: an address that the coordinator names while another path works is tried too.
 func TestNewlyNamed(t *testing.T) {
 	const v4, v6 = "198.51.100.1:1", "[2001:db8::1]:1"

@@ -30,6 +30,17 @@ func (m *Machine) pingAll(p *peer) {
 	}
 }
 
+// pingSlow pings what would be better if it were not slower, which a busy moment
+// may have made it: as often as the heartbeat goes, a few times.
+func (m *Machine) pingSlow(p *peer) {
+	for _, c := range p.cands {
+		if c.again && c != p.best && c.tries < maxTries && !m.now.Before(c.pinged.Add(heartbeatEvery)) {
+			c.tries++
+			m.ping(p, c)
+		}
+	}
+}
+
 // pingNew pings what the coordinator has named since the path was found.
 func (m *Machine) pingNew(p *peer) {
 	for _, c := range p.cands {
@@ -231,10 +242,12 @@ func (m *Machine) alive(p *peer, c *candidate, rtt time.Duration) {
 	p.askedSince = time.Time{}
 	trusted := p.trusted(m.now)
 	if c != p.best && trusted && (m.now.Before(p.settled) || !better(c, p.best)) {
-		if first && bonus(c.addr.Addr()) > bonus(p.best.addr.Addr()) {
-			c.again = true
+		nearer := bonus(c.addr.Addr()) > bonus(p.best.addr.Addr())
+		if nearer && first {
 			m.ping(p, c)
 		}
+		// Of a path that is good enough no other is asked later.
+		c.again = nearer && (first || p.best.rtt <= goodEnough && c.tries < maxTries)
 		return
 	}
 	if !trusted && p.roam.open() {

@@ -165,6 +165,7 @@ func (m *Machine) drive(p *peer) {
 	if c := p.best; c != nil && !m.now.Before(c.pinged.Add(heartbeatEvery)) {
 		m.ping(p, c)
 	}
+	m.pingSlow(p)
 }
 
 // deadline returns when settle has something to do again; zero: never.

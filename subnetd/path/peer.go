@@ -34,6 +34,7 @@ const (
 	maxPings      = 64   // outstanding, per peer
 	maxEarly      = 4096 // Roamed of peers that are not known yet
 	maxProbes     = 8    // outstanding, per peer
+	maxTries      = 4    // of what would be better if it were not slower
 )
 
 // peer is what is known of one peer.
@@ -98,6 +99,7 @@ type candidate struct {
 	asked          time.Time     // first ping since the last pong
 	rtt            time.Duration // smoothed; 0: unknown
 	again          bool          // rtt may be too long: the first packet also looks for the neighbour
+	tries          int           // how often it was asked for that, with heartbeats
 	lastTx         TxID          // of the last ping from there
 }
 
