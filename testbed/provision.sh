@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Installs what the tests need and this Debian machine lacks. Says nothing and touches nothing when all is there.
+# Installs what the tests need and this Debian machine lacks; with the word guests, also what emulated routers need. Says
+# nothing and touches nothing when all is there.
 set -euo pipefail
 
 # program:package
 needed=(nft:nftables ip:iproute2 ping:iputils-ping iperf3:iperf3 xz:xz-utils mksquashfs:squashfs-tools
-	shellcheck:shellcheck curl:curl conntrack:conntrack flock:util-linux qemu-mipsel:qemu-user gcc:build-essential
-	qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-mipsel:qemu-system-mips
-	cpio:cpio depmod:kmod mkfs.ext4:e2fsprogs)
+	shellcheck:shellcheck curl:curl conntrack:conntrack flock:util-linux qemu-mipsel:qemu-user gcc:build-essential)
+if [ "${1:-}" = guests ]; then
+	needed+=(qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-mipsel:qemu-system-mips
+		cpio:cpio depmod:kmod mkfs.ext4:e2fsprogs)
+fi
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
