@@ -15,7 +15,6 @@ import (
 	"subnetd/subnetd/host/firewall"
 	"subnetd/subnetd/host/tunnel"
 	"subnetd/subnetd/state"
-	"subnetd/subnetd/task"
 	"subnetd/subnetd/underlay"
 
 	"tailscale.com/types/key"
@@ -180,5 +179,3 @@ func (m missing) Set(_ context.Context, want host.Tunnel) error {
 func (missing) Kick(key.NodePublic)                   {}
 func (missing) Stats() map[key.NodePublic]tunnel.Stat { return nil }
 func (missing) Close() error                          { return nil }
-
-var _ task.Task = (*tunnel.Kernel)(nil)
