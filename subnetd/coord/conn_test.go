@@ -24,6 +24,7 @@ func TestCrowd(t *testing.T) {
 		for range 30 {
 			m.must(c.connect())
 			worlds = append(worlds, c.world)
+			synctest.Wait() // the client has its answer before the coordinator counts the connection
 		}
 		pass(time.Second)
 		for i, w := range worlds {

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -97,7 +98,8 @@ func (h *HomeMesh) toml() string {
 	return b.String()
 }
 
-// Start starts the daemon, again after Stop or Kill, and waits until it is online in its own mesh.
+// Start starts the daemon, again after Stop or Kill, and waits until it is online in its own mesh, and its things have
+// their addresses there: these it asks for when it knows the mesh.
 func (h *HomeMesh) Start() {
 	h.t.Helper()
 	h.Subnetd.Start()
@@ -106,12 +108,17 @@ func (h *HomeMesh) Start() {
 		if err != nil {
 			return err
 		}
-		for _, n := range all.Nodes {
-			if n.Self && n.Online {
-				return nil
+		i := slices.IndexFunc(all.Nodes, func(n HomeNode) bool { return n.Self && n.Online })
+		if i < 0 {
+			return fmt.Errorf("nodes: %+v", all.Nodes)
+		}
+		for _, wish := range h.Options.Devices {
+			name, _, _ := strings.Cut(wish, "=")
+			if !slices.ContainsFunc(all.Nodes[i].Devices, func(d HomeDevice) bool { return firstLabel(d.Name) == name }) {
+				return fmt.Errorf("no %s among its things: %+v", name, all.Nodes[i].Devices)
 			}
 		}
-		return fmt.Errorf("nodes: %+v", all.Nodes)
+		return nil
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sort"
 	"strings"
 )
 
@@ -86,7 +87,7 @@ func one(a netip.Addr) span { return span{a, a} }
 
 // union makes a set of spans, whose slice it takes over.
 func union(spans []span) set {
-	slices.SortFunc(spans, func(a, b span) int { return a.from.Compare(b.from) })
+	sort.Slice(spans, func(i, j int) bool { return spans[i].from.Less(spans[j].from) })
 	out := spans[:0]
 	for _, s := range spans {
 		if n := len(out) - 1; n >= 0 && out[n].touches(s) {
