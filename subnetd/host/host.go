@@ -4,7 +4,10 @@
 package host
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"net/netip"
+	"strings"
 
 	"subnetd/subnetd/mesh"
 
@@ -17,8 +20,10 @@ import (
 const (
 	DefaultInterface = "mesh0"
 	NftTable         = "subnetd"
-	NftHomeTable     = "subnetd_home" // the way to a coordinator here
-	NftPortTable     = "subnetd_port" // one UDP port for WireGuard in the kernel and for us
+	NftHomeTable     = "subnetd_home"  // the way to a coordinator here
+	NftPortTable     = "subnetd_port"  // one UDP port for WireGuard in the kernel and for us
+	NftExitsTable    = "subnetd_exits" // the same port for the interfaces of exits
+	NftGuardTable    = "subnetd_guard" // who may not use the internet but by an exit
 	RouteTable       = 8410
 	Mark             = 0x05000000 // on packets of our own sockets
 	MarkMask         = 0x0f000000
@@ -27,18 +32,83 @@ const (
 	MTU              = 1280 // bytes; the mesh's MTU on every node
 )
 
+// Ways out to the internet. Way i is what WayMark(i) marks and table RouteTable+1+i
+// routes. Rules behind RuleMesh: RuleLocal asks the main table for everything but
+// its default routes, so that the home wins over any exit; from RuleWay on the
+// marks decide; RuleFrom and RuleInterface do by addresses and interfaces, for
+// packets that lost their marks as somebody flushed nftables.
+const (
+	MaxWays       = 8
+	RuleLocal     = 5182
+	RuleWay       = 5183
+	RuleDirect    = RuleWay + MaxWays // what DirectMark marks goes on at RuleEnd
+	RuleFrom      = RuleDirect + 1
+	RuleInterface = RuleFrom + 1
+	RuleEnd       = RuleInterface + 1 // where those go on who do as if there were no exits
+	RuleLast      = RuleEnd
+
+	// RuleEarly is RuleMark where rules of others (mwan3's at 2001-3254) would decide
+	// before us; it is clear of tailscaled's, which go to 1310-1370 then.
+	RuleEarly = 1280
+
+	// DirectMark is on packets of a source that uses the internet as if there were no
+	// exits, in the bits of MarkMask.
+	DirectMark = 0x06000000
+)
+
+// ServiceAddrs is where members ask for the mesh's names, on every node
+// (tailscale.com/net/tsaddr).
+func ServiceAddrs() [2]netip.Addr {
+	return [2]netip.Addr{netip.AddrFrom4([4]byte{100, 100, 100, 100}), netip.MustParseAddr("fd7a:115c:a1e0::53")}
+}
+
+// WayMark is what packets of way i carry in the bits of MarkMask.
+func WayMark(i int) uint32 { return 0x08000000 + uint32(i)<<24 }
+
 // Config is what the router shall be. The zero Config is a router without us.
 type Config struct {
 	Tunnel   Tunnel
 	Route    Route
 	Firewall Firewall
+	DNS      DNS
 }
 
-// Tunnel is the WireGuard interface.
+// Tunnel is the WireGuard interfaces.
 type Tunnel struct {
 	Name  string // interface; "" : none
 	Key   key.NodePrivate
 	Peers []Peer // sorted by key text
+	// Exits are further interfaces, with the same key and the same port to the
+	// world. WireGuard finds a peer by the destination, so that each interface has
+	// but one way to the internet.
+	Exits []ExitTunnel // sorted by name
+}
+
+// exitPrefix begins the name of an exit tunnel's interface; exitDigits are behind it.
+const (
+	exitPrefix = "mesh-"
+	exitDigits = 8
+)
+
+// ExitInterface is the name of the interface of the exit tunnel to a node.
+func ExitInterface(k key.NodePublic) string {
+	h := sha256.Sum256(k.AppendTo(nil))
+	return exitPrefix + hex.EncodeToString(h[:exitDigits/2])
+}
+
+// IsExitInterface reports whether an interface of that name is one of ours for an
+// exit, also of an earlier life.
+func IsExitInterface(name string) bool {
+	digits, ok := strings.CutPrefix(name, exitPrefix)
+	raw, err := hex.DecodeString(digits)
+	return ok && err == nil && len(raw) == exitDigits/2 && digits == strings.ToLower(digits)
+}
+
+// ExitTunnel is an interface with one peer, whose allowed IPs are those that it
+// would have on the main interface, and the internet.
+type ExitTunnel struct {
+	Name string
+	Peer Peer
 }
 
 // Peer is one WireGuard peer.
@@ -56,6 +126,49 @@ type Route struct {
 	Addresses []netip.Prefix // /32 and /128
 	Routes    []netip.Prefix // through Interface, in RouteTable
 	Forward   bool           // IP forwarding, v4 and v6, shall be on
+	// Exits are routes of RouteTable through exit tunnels: those of their peers.
+	Exits []ExitRoute
+	Ways  []Way // by number
+	// Sources send packets without a mark their way. An address goes before an
+	// interface; else no two of them fit the same packet.
+	Sources []RouteSource
+	// Priority is that of the first of our rules, which the others follow at their
+	// distances from RuleMark. 0: RuleMark.
+	Priority uint32
+}
+
+// ExitRoute is what goes through an exit tunnel as its peer's own.
+type ExitRoute struct {
+	Interface string
+	Routes    []netip.Prefix
+}
+
+// Way is where the traffic of a way goes now: through an exit tunnel or, without
+// one, nowhere, or as if there were no exits.
+type Way struct {
+	Interface string // exit tunnel; "": none is at hand
+	Block     bool   // without one: unreachable; else: what the main table says
+	// No4 and No6: the exit does not carry that family, which is unreachable then.
+	No4, No6 bool
+}
+
+// RouteSource is whose traffic takes a way: either an address or an interface.
+type RouteSource struct {
+	From      netip.Addr
+	Interface string // incoming; "lo": the router itself
+	Way       int    // -1: what the main table says
+}
+
+// DNS is how this machine's own resolver learns the names of the mesh. The zero
+// DNS leaves it as it was before us.
+type DNS struct {
+	Server  netip.AddrPort // our answerer
+	Domains []string       // suffixes it knows, reverse zones included; sorted, without dots at their ends
+	Link    string         // the mesh interface
+	// DnsmasqDir and DnsmasqRestart are the owner's word where dnsmasq reads files
+	// and how it is restarted; empty: found.
+	DnsmasqDir     string
+	DnsmasqRestart []string
 }
 
 // Firewall is the packet policy at the edge between mesh and home (NftTable), the
@@ -81,6 +194,18 @@ type Firewall struct {
 	Devices  []DeviceMap
 	Redirect Redirect
 	Share    PortShare
+	// Internet: the Rules may let the mesh reach the internet through here, which
+	// is what neither Local has nor is private or special; and never by LANs.
+	Internet bool
+	Local    []netip.Prefix // of all our interfaces
+	// Exits are the interfaces of exit tunnels. They count as the mesh interface,
+	// but what begins there comes from the peer's own prefixes.
+	Exits []ExitRoute
+	// Sources mark what goes a way, in this order: the first that fits decides.
+	Sources []ExitSource
+	// Names is the port of the answerer, to which DNS to ServiceAddrs is brought;
+	// PeerAPI the TCP port of ours that every member may call. 0: none.
+	Names, PeerAPI uint16
 	// Port is our UDP port, as the world knows it. nftables cannot open it from a table of ours (a drop
 	// elsewhere is final), so the firewall hand leaves it to the host's own rules.
 	Port uint16
@@ -90,6 +215,18 @@ type Firewall struct {
 type DeviceMap struct {
 	Mesh netip.Addr // where the mesh sends to
 	LAN  netip.Addr // where the device is
+}
+
+// ExitSource is whose traffic to the internet takes a way.
+type ExitSource struct {
+	MACs       []string // in lower case with colons; on LAN interfaces
+	Interfaces []string // incoming
+	LAN        bool     // every LAN interface
+	Router     bool     // what the router itself sends
+	Way        int      // -1: as if there were no exits
+	// Block: it never leaves but by LANs, the mesh and exit tunnels, whatever
+	// routes and marks say, also while the daemon is not there (see Guard).
+	Block bool
 }
 
 // Redirect sends TCP to some ports of the router's addresses to another port of
@@ -111,11 +248,37 @@ type PortShare struct {
 	Inner uint16 // our socket is bound here; nothing from outside gets there directly
 }
 
+// ShareExit is a further WireGuard interface behind the outer port (NftExitsTable):
+// what comes from its peer is brought to it, and what it sends says Outer. It is no
+// part of Config: where a peer is changes by itself, as endpoints in the kernel do.
+type ShareExit struct {
+	Port uint16           // where it listens
+	From []netip.AddrPort // of the peer; sorted
+}
+
 // Facts is what the machine is, as far as we look.
 type Facts struct {
 	Hostname   string
 	Interfaces []Interface // sorted by index
 	Defaults   []Default   // default routes of the main table
+	Neighbours []Neighbour // those that were asked for; sorted by address, then interface
+	Rules      []PolicyRule
+}
+
+// Neighbour is where a device on a network of ours is: at most one for an address
+// and an interface.
+type Neighbour struct {
+	Addr      netip.Addr
+	MAC       string // in lower case with colons
+	Interface string
+}
+
+// PolicyRule is what we look at of a policy rule of the kernel, ours included.
+type PolicyRule struct {
+	V6         bool
+	Priority   uint32
+	Table      uint32
+	Mark, Mask uint32 // of packets it is for; Mask 0: of all
 }
 
 // Interface is one network interface.

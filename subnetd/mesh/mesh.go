@@ -106,6 +106,9 @@ type Names struct {
 	Records  []Record            `json:"records,omitempty"`
 	Routes   map[string][]string `json:"routes,omitempty"` // suffix -> resolvers; empty list: answered here
 	Upstream []string            `json:"upstream,omitempty"`
+	// Hidden is what an exit does not resolve for those who leave through it: names,
+	// or suffixes with a dot first.
+	Hidden []string `json:"hidden,omitempty"`
 }
 
 // Record is one extra DNS record.

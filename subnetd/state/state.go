@@ -146,6 +146,26 @@ func (d *Dir) Load(name string, v any) (found bool, err error) {
 	return true, nil
 }
 
+// Peek is Load in a directory that another process may hold. It changes nothing: a
+// file that cannot be understood stays, and is an error.
+func Peek(dir, name string, v any) (found bool, err error) {
+	file, err := (&Dir{path: dir}).file(name)
+	if err != nil {
+		return false, err
+	}
+	data, err := read(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil {
+		err = decode(data, v)
+	}
+	if err != nil {
+		return false, fmt.Errorf("state file %s: %w", file, err)
+	}
+	return true, nil
+}
+
 var errTooBig = fmt.Errorf("it is bigger than %d bytes", MaxSize)
 
 func read(file string) ([]byte, error) {

@@ -449,3 +449,35 @@ func TestLost(t *testing.T) {
 		t.Errorf("it is back, and lost as %s", got)
 	}
 }
+
+// Peek reads what another holds, and leaves what it does not understand.
+func TestPeek(t *testing.T) {
+	d, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var got map[string]int
+	if found, err := Peek(d.Path(), "x", &got); found || err != nil {
+		t.Errorf("nothing there: %v %v", found, err)
+	}
+	if err := d.Save("x", map[string]int{"a": 1}); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := Peek(d.Path(), "x", &got); !found || err != nil || got["a"] != 1 {
+		t.Errorf("%v %v %v", got, found, err)
+	}
+	file := filepath.Join(d.Path(), "x")
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := Peek(d.Path(), "x", &got); found || err == nil || got["a"] != 1 {
+		t.Errorf("damaged: %v %v %v", got, found, err)
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
+	}
+	if _, err := Peek(d.Path(), "../x", &got); err == nil {
+		t.Error("a file elsewhere")
+	}
+}
