@@ -17,16 +17,16 @@ import (
 // still is.
 const markerChain = "config"
 
-// digest names the contents of a table: equal digests, equal tables. Where only
-// sets differ, the contents of sets can be changed in place.
+// digest names the contents of a table: equal digests, equal tables.
 type digest struct {
 	rules string // chains and rules, what sets there are, and the classes' rights
-	sets  string // elements of all other sets
+	sets  string // elements of all other sets, as they are when a member comes or goes
 }
 
 func (d digest) String() string { return d.rules + "-" + d.sets }
 
-func (t *table) digest() (digest, error) {
+// digest is that of t, of whose sets the names tell the contents.
+func (n *namer) digest(t *table) digest {
 	rules, sets := sha256.New(), sha256.New()
 	for _, s := range t.sets {
 		fmt.Fprintf(rules, "set %s %s %d\n", s.name, s.key.Name, s.kind)
@@ -34,43 +34,17 @@ func (t *table) digest() (digest, error) {
 		if s.kind == concat {
 			to = rules
 		}
-		fmt.Fprintf(to, "set %s\n", s.name)
-		for _, v := range s.values {
-			fmt.Fprintf(to, "%x-%x %v", v.Key, v.KeyEnd, v.IntervalEnd)
-			if len(v.Val) > 0 {
-				fmt.Fprintf(to, " %x", v.Val)
-			}
-			if v.VerdictData != nil {
-				fmt.Fprintf(to, " %d %s", v.VerdictData.Kind, v.VerdictData.Chain)
-			}
-			fmt.Fprintln(to)
-		}
+		fmt.Fprintln(to, "set", n.set(s.name))
 	}
 	for _, c := range t.chains {
-		if err := c.hash(rules); err != nil {
-			return digest{}, fmt.Errorf("firewall: chain %s: %w", c.name, err)
+		fmt.Fprintf(rules, "chain %s\n", c.name)
+		if c.hook != nil {
+			fmt.Fprintln(rules, *c.hook)
 		}
+		n.hash(rules, c.rules)
 	}
 	text := func(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)[:16]) }
-	return digest{text(rules), text(sets)}, nil
-}
-
-func (c chain) hash(h hash.Hash) error {
-	fmt.Fprintf(h, "chain %s\n", c.name)
-	if c.hook != nil {
-		fmt.Fprintln(h, *c.hook)
-	}
-	for _, r := range c.rules {
-		for _, e := range r {
-			b, err := expr.Marshal(byte(nftables.TableFamilyINet), e)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(h, "%x ", b)
-		}
-		fmt.Fprintln(h)
-	}
-	return nil
+	return digest{text(rules), text(sets)}
 }
 
 // marker returns the digest of the table in the kernel, the zero one if there is

@@ -1,12 +1,12 @@
 // Package firewall is the hand that keeps our nftables tables: `inet subnetd`, the
 // policy at the edge between mesh and home, `inet subnetd_home`, the way to a
-// coordinator here, and `inet subnetd_port`, one UDP port for WireGuard in the
-// kernel and for us. It talks to the kernel by netlink only and touches no other
-// table.
+// coordinator here, `inet subnetd_port` and `inet subnetd_exits`, one UDP port for
+// WireGuard in the kernel and for us, and `inet subnetd_guard`, the kill switch. It
+// talks to the kernel by netlink only and touches no other table.
 //
-//	Set     policy -> compile -> for each table: bring
-//	bring   equal digest and intact: nothing; only sets differ: update;
-//	        else: replace
+//	Set     policy -> compile -> names -> for each table: bring
+//	bring   equal digest and whole: nothing; ours but another: swap, by which no
+//	        packet of an allowed flow is lost; else: replace
 package firewall
 
 import (
@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 
 	"subnetd/subnetd/host"
 
@@ -30,15 +31,30 @@ const (
 	socketSize = 8 << 20 // bytes: one transaction goes out in one piece, its answers come at once
 )
 
-// Firewall applies packet policies. It keeps no state: what is applied is read
-// from the kernel, so that a restarted daemon adopts what it finds.
+// Firewall applies packet policies. What is applied is read from the kernel, so that
+// a restarted daemon adopts what it finds. For as long as nobody else touches nftables
+// it is known, and need not be read again. Its methods may be called from several
+// goroutines.
 type Firewall struct {
 	log  *slog.Logger
 	dial func() (*nftables.Conn, error)
+
+	mu    sync.Mutex // guards all below, and has all changes take turns
+	exits *table     // of SetExits
+	gen   uint32     // the kernel's count of transactions when left was so
+	left  map[string]left
+}
+
+// left is how a table was left.
+type left struct {
+	digest digest // zero: there is none
+	stock  stock
 }
 
 // New returns the hand. It touches nothing.
-func New(log *slog.Logger) *Firewall { return &Firewall{log: log, dial: dial} }
+func New(log *slog.Logger) *Firewall {
+	return &Firewall{log: log, dial: dial, exits: &table{name: host.NftExitsTable}, left: map[string]left{}}
+}
 
 // Set makes our tables the ones for cfg, each in one transaction of the kernel,
 // and changes nothing where that is so already. A value without an interface has
@@ -53,7 +69,9 @@ func (f *Firewall) Set(ctx context.Context, cfg host.Firewall) error {
 	if err != nil {
 		return err
 	}
-	for _, t := range tables {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, t := range append(tables, f.exits) {
 		err = cmp.Or(err, f.bring(ctx, t))
 	}
 	return err
@@ -69,56 +87,119 @@ func (f *Firewall) SetShare(ctx context.Context, s host.PortShare) error {
 	if err != nil {
 		return err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return f.bring(ctx, t)
 }
 
-// bring makes the kernel's table t.
+// bring makes the kernel's table t; f.mu is held.
 func (f *Firewall) bring(ctx context.Context, t *table) error {
+	want, err := t.named()
+	if err != nil {
+		return err
+	}
+	gen := f.recall()
+	known, ok := f.left[t.name]
+	if ok && known.digest == want.digest {
+		return nil
+	}
 	conn, err := f.dial()
 	if err != nil {
 		return err
 	}
-	if len(t.chains) == 0 {
-		return f.remove(conn, t)
-	}
-	want, err := t.digest()
-	if err != nil {
-		return err
-	}
-	have, err := t.marker(conn)
-	if err != nil {
-		return err
-	}
-	log := f.log.With("table", t.name)
-	level := slog.LevelInfo
-	switch {
-	case have == want:
-		whole, broken := t.intact(conn)
-		if broken != nil || whole {
-			return broken
-		}
-		log.Warn("somebody changed the firewall table of subnetd, it is loaded again")
-		err = t.replace(conn, want)
-	case have.rules == want.rules:
-		level = slog.LevelDebug
-		if why := t.update(conn, want); why != nil {
-			log.Debug("firewall sets not changed in place, the table is loaded again", "why", why)
-			if conn, err = f.dial(); err == nil { // a new one: nothing is left of what update queued
-				err = t.replace(conn, want)
-			}
-		}
-	default:
-		err = t.replace(conn, want)
+	defer func() { _ = conn.CloseLasting() }()
+	if ok && known.digest != (digest{}) {
+		err = f.exchange(ctx, conn, want, known.digest, &known.stock)
+	} else {
+		err = f.change(ctx, conn, want)
 	}
 	if err != nil {
+		clear(f.left)
 		return err
 	}
-	log.Log(ctx, level, "firewall policy applied", "chains", len(t.chains), "sets", len(t.sets), "was", have, "is", want)
+	f.gen, f.left[t.name] = gen+want.commits, left{want.digest, want.stock()}
 	return nil
 }
 
+// recall gives the kernel's count of transactions and forgets what is not sure: behind
+// a difference is one that was not ours.
+func (f *Firewall) recall() uint32 {
+	gen, err := transactions()
+	if err != nil || gen != f.gen { // who asks the kernel next will hear why
+		clear(f.left)
+	}
+	return gen
+}
+
+// change makes want of what the kernel has, which is to be found out.
+func (f *Firewall) change(ctx context.Context, conn *nftables.Conn, want *named) error {
+	if len(want.chains) == 0 {
+		return f.remove(conn, want)
+	}
+	was, err := want.marker(conn)
+	switch {
+	case err != nil:
+		return err
+	case was == digest{}:
+		err = want.load(conn)
+	case was != want.digest:
+		return f.exchange(ctx, conn, want, was, nil)
+	default:
+		there, flaw, err := want.inspect(conn, true)
+		if err != nil {
+			return err
+		}
+		if flaw == "" {
+			return want.tidy(conn, there)
+		}
+		f.log.Warn("somebody changed the firewall table of subnetd, it is loaded again", "table", want.name, "what", flaw)
+		if err := want.replace(conn); err != nil {
+			return err
+		}
+	}
+	if err == nil {
+		f.tell(ctx, slog.LevelInfo, want, was)
+	}
+	return err
+}
+
+// exchange puts want in the place of a table of ours. Without there, what the kernel
+// has of that is to be found out.
+func (f *Firewall) exchange(ctx context.Context, conn *nftables.Conn, want *named, was digest, there *stock) error {
+	if len(want.chains) == 0 {
+		return f.remove(conn, want)
+	}
+	if why := want.swap(conn, there); why != nil {
+		f.log.Debug("the firewall table is loaded again as a whole", "table", want.name, "why", why)
+		if err := f.reload(want); err != nil {
+			return err
+		}
+	}
+	level := slog.LevelInfo
+	if was.rules == want.digest.rules {
+		level = slog.LevelDebug
+	}
+	f.tell(ctx, level, want, was)
+	return nil
+}
+
+func (f *Firewall) tell(ctx context.Context, level slog.Level, t *named, was digest) {
+	f.log.Log(ctx, level, "firewall policy applied", "table", t.name, "chains", len(t.chains), "sets", len(t.sets), "was", was, "is", t.digest)
+}
+
+// reload is replace with a connection of its own: nothing is left of what went wrong
+// on another.
+func (f *Firewall) reload(t *named) error {
+	conn, err := f.dial()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.CloseLasting() }()
+	return t.replace(conn)
+}
+
 func dial() (*nftables.Conn, error) {
-	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
 		if err := c.SetWriteBuffer(socketSize); err != nil {
 			return fmt.Errorf("write buffer: %w", err)
 		}
@@ -142,7 +223,7 @@ func explain(doing string, err error) error {
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT),
 		errors.Is(err, unix.EINVAL) && doing == "list tables": // nfnetlink without nf_tables behind it
 		why = "this kernel has no nftables (nf_tables): "
-	case errors.Is(err, unix.ENOENT) && doing == "replace table":
+	case errors.Is(err, unix.ENOENT) && slices.Contains([]string{"add table", "replace table", "add sets", "exchange rules"}, doing):
 		why = "this kernel lacks a part of nftables (kernel 5.7 or newer with nft_ct, nft_nat, nft_masq is needed): "
 	}
 	return fmt.Errorf("firewall: %s: %s%w", doing, why, err)
@@ -160,40 +241,7 @@ func (t *table) exists(conn *nftables.Conn) (bool, error) {
 	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == t.name }), nil
 }
 
-// intact reports whether the kernel's table has as many rules and set elements
-// as t in each place. It finds what others flushed, added or deleted, not an
-// exchange of one for another.
-func (t *table) intact(conn *nftables.Conn) (bool, error) {
-	if whole, err := t.rulesIntact(conn); err != nil || !whole {
-		return false, err
-	}
-	for _, s := range t.sets {
-		elements, err := conn.GetSetElements(s.nft(t.nft()))
-		if errors.Is(err, unix.ENOENT) || err == nil && len(elements) != len(s.values) {
-			return false, nil
-		}
-		if err != nil {
-			return false, explain("read sets", err)
-		}
-	}
-	return true, nil
-}
-
-// rulesIntact is intact for the rules alone.
-func (t *table) rulesIntact(conn *nftables.Conn) (bool, error) {
-	for _, c := range t.chains {
-		rules, err := conn.GetRules(t.nft(), &nftables.Chain{Name: c.name})
-		if errors.Is(err, unix.ENOENT) || err == nil && len(rules) != len(c.rules) {
-			return false, nil
-		}
-		if err != nil {
-			return false, explain("read rules", err)
-		}
-	}
-	return true, nil
-}
-
-func (f *Firewall) remove(conn *nftables.Conn, t *table) error {
+func (f *Firewall) remove(conn *nftables.Conn, t *named) error {
 	exists, err := t.exists(conn)
 	if err != nil || !exists {
 		return err
@@ -202,36 +250,79 @@ func (f *Firewall) remove(conn *nftables.Conn, t *table) error {
 	if err := conn.Flush(); err != nil {
 		return explain("remove table", err)
 	}
+	t.commits++
 	f.log.Info("firewall policy removed", "table", t.name)
 	return nil
 }
 
-// replace puts t in the place of whatever the kernel's table is, in one
-// transaction.
-func (t *table) replace(conn *nftables.Conn, is digest) error {
+// load makes a table where there is none of ours: all of it but the rules, then these.
+func (t *named) load(conn *nftables.Conn) error {
+	exists, err := t.exists(conn)
+	if err != nil {
+		return err
+	}
+	if exists { // without its marker, it may be anything
+		return t.replace(conn)
+	}
+	tab := conn.AddTable(t.nft())
+	if err := t.frame(conn, tab); err != nil {
+		return err
+	}
+	for _, c := range t.chains {
+		if sealed(c.name) {
+			c.fill(conn, tab)
+		}
+	}
+	if err := t.commit(conn, true, "add table"); err != nil {
+		return err
+	}
+	return t.turn(conn, t.stock())
+}
+
+// frame adds chains, without rules, and sets to conn's next transaction.
+func (t *named) frame(conn *nftables.Conn, tab *nftables.Table) error {
+	for _, c := range t.chains {
+		conn.AddChain(c.nft(tab))
+	}
+	for _, s := range t.sets {
+		if err := s.add(conn, tab); err != nil {
+			return err
+		}
+	}
+	conn.AddChain(&nftables.Chain{Table: tab, Name: markerChain})
+	return nil
+}
+
+// replace puts t in the place of whatever the kernel's table is, in one transaction,
+// so that there is always one. The kernel makes the rules count before what the sets
+// hold: for that moment they are asked while empty.
+func (t *named) replace(conn *nftables.Conn) error {
 	tab := t.nft()
 	conn.AddTable(tab) // so that the next line finds one
 	conn.DelTable(tab)
 	conn.AddTable(tab)
-	chains := make([]*nftables.Chain, len(t.chains))
-	for i, c := range t.chains {
-		chains[i] = conn.AddChain(c.nft(tab))
+	if err := t.frame(conn, tab); err != nil {
+		return err
 	}
-	for _, s := range t.sets {
-		out := s.nft(tab)
-		if err := cmp.Or(conn.AddSet(out, nil), inChunks(conn.SetAddElements, out, s.values)); err != nil {
-			return fmt.Errorf("firewall: set %s: %w", s.name, err)
-		}
+	for _, c := range t.chains {
+		c.fill(conn, tab)
 	}
-	for i, c := range t.chains {
-		for _, r := range c.rules {
-			conn.AddRule(&nftables.Rule{Table: tab, Chain: chains[i], Exprs: r})
-		}
+	t.digest.mark(conn, tab)
+	return t.commit(conn, true, "replace table")
+}
+
+// fill adds the rules of c to conn's next transaction.
+func (c chain) fill(conn *nftables.Conn, tab *nftables.Table) {
+	for _, r := range c.rules {
+		conn.AddRule(&nftables.Rule{Table: tab, Chain: &nftables.Chain{Table: tab, Name: c.name}, Exprs: r})
 	}
-	conn.AddChain(&nftables.Chain{Table: tab, Name: markerChain})
-	is.mark(conn, tab)
-	if err := conn.Flush(); err != nil {
-		return explain("replace table", err)
+}
+
+// add adds s with what is in it to conn's next transaction.
+func (s set) add(conn *nftables.Conn, tab *nftables.Table) error {
+	out := s.nft(tab)
+	if err := cmp.Or(conn.AddSet(out, nil), inChunks(conn.SetAddElements, out, s.values)); err != nil {
+		return fmt.Errorf("firewall: set %s: %w", s.name, err)
 	}
 	return nil
 }
@@ -247,12 +338,14 @@ func (c chain) nft(tab *nftables.Table) *nftables.Chain {
 
 func (s set) nft(tab *nftables.Table) *nftables.Set {
 	out := &nftables.Set{Table: tab, Name: s.name, KeyType: s.key,
-		Interval: s.kind != plain && s.kind != addresses, Concatenation: s.kind == concat}
+		Interval: s.kind != plain && s.kind != addresses && s.kind != ports && s.kind != cases, Concatenation: s.kind == concat || s.kind == ports}
 	switch s.kind {
-	case verdicts:
+	case verdicts, cases:
 		out.IsMap, out.DataType = true, nftables.TypeVerdict
 	case addresses:
 		out.IsMap, out.DataType = true, s.key
+	case ports:
+		out.IsMap, out.DataType = true, nftables.TypeInetService
 	}
 	if s.key == nftables.TypeIFName {
 		out.KeyByteOrder = binaryutil.NativeEndian

@@ -52,7 +52,7 @@ func (t *table) translate(cfg host.Firewall) {
 		c.rules = append(c.rules, f.translated("device"+f.digit))
 	}
 	t.chains = append(t.chains, c, chain{"prerouting", dstNATHook(nftables.ChainHookPrerouting), []match{
-		rule(iifname(cfg.Interface), jump(c.name)), rule(iifIn("lans"), jump(c.name))}})
+		rule(iifMesh(cfg), jump(c.name)), rule(iifIn("lans"), jump(c.name))}})
 }
 
 func dstNATHook(num *nftables.ChainHook) *hook {
@@ -61,30 +61,37 @@ func dstNATHook(num *nftables.ChainHook) *hook {
 
 // natChain. What comes from the mesh, and a neighbour on the LAN that was
 // translated to a device, get our address, so that the answer comes back through
-// us. Towards other sites our LANs keep their addresses if the sites know them;
-// all else that our LANs begin in the mesh gets our mesh address. A packet that
-// the kernel's WireGuard has wrapped seems to come in by the mesh interface still:
-// it is nobody's to translate, least of all on its way to us on lo.
+// us; so does what goes to the internet for the mesh, or by an exit. Towards other
+// sites our LANs keep their addresses if the sites know them; all else that our LANs
+// begin in the mesh gets our mesh address. A packet that the kernel's WireGuard has
+// wrapped seems to come in by the mesh interface still: it is nobody's to translate,
+// least of all on its way to us on lo.
 func natChain(cfg host.Firewall) chain {
 	c := chain{name: "postrouting",
 		hook:  &hook{nftables.ChainTypeNAT, *nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource},
 		rules: []match{rule(own(), accept())}}
 	if cfg.SNAT {
-		c.rules = append(c.rules, rule(iifname(cfg.Interface), notOifname(cfg.Interface), masquerade()))
+		c.rules = append(c.rules, rule(iifMesh(cfg), notOifMesh(cfg), masquerade()))
+	} else if cfg.Internet {
+		c.rules = append(c.rules, rule(iifMesh(cfg), notOifMesh(cfg), notOifIn("lans"), masquerade()))
 	}
 	if len(cfg.Devices) > 0 {
 		for _, f := range families() {
 			c.rules = append(c.rules, rule(iifIn("lans"), translatedFlow(), f.addrIn(f.dst, "hosts"+f.digit), masquerade()))
 		}
 	}
-	if !cfg.MasqueradeLAN {
-		return c
+	if cfg.MasqueradeLAN {
+		for _, f := range families() {
+			c.rules = append(c.rules, rule(oifMesh(cfg),
+				f.addrIn(f.src, "local"+f.digit), f.addrIn(f.dst, "sites"+f.digit), accept()))
+		}
+		c.rules = append(c.rules, rule(iifIn("lans"), oifMesh(cfg), masquerade()))
 	}
-	for _, f := range families() {
-		c.rules = append(c.rules, rule(oifname(cfg.Interface),
-			f.addrIn(f.src, "local"+f.digit), f.addrIn(f.dst, "sites"+f.digit), accept()))
+	if len(cfg.Exits) > 0 { // the exit takes the internet's packets from our address alone
+		for _, f := range families() {
+			c.rules = append(c.rules, rule(oifTunnel(), f.addrNotIn(f.dst, "mesh"+f.digit), masquerade()))
+		}
 	}
-	c.rules = append(c.rules, rule(iifIn("lans"), oifname(cfg.Interface), masquerade()))
 	return c
 }
 

@@ -111,7 +111,12 @@ func loadUDP(offset uint32, n int) *expr.Payload {
 func setUDP(offset uint32, value uint16) match {
 	return match{
 		&expr.Immediate{Register: 1, Data: []byte{byte(value >> 8), byte(value)}},
-		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseTransportHeader,
-			Offset: offset, Len: 2, CsumType: expr.CsumTypeInet, CsumOffset: checksum},
+		writeUDP(offset),
 	}
+}
+
+// writeUDP writes what register 1 has.
+func writeUDP(offset uint32) *expr.Payload {
+	return &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseTransportHeader,
+		Offset: offset, Len: 2, CsumType: expr.CsumTypeInet, CsumOffset: checksum}
 }

@@ -69,6 +69,16 @@ func lastAddr(a netip.Addr) netip.Addr {
 	return netip.AddrFrom16([16]byte(slices.Repeat([]byte{255}, 16)))
 }
 
+// prefixOf is the prefix that a range is, if it is one.
+func prefixOf(r mesh.Range) (netip.Prefix, bool) {
+	for bits := range r.From.BitLen() + 1 {
+		if p := netip.PrefixFrom(r.From, bits); p.Masked() == p && lastOf(p) == r.To {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
 // mergeRanges returns the same addresses as ascending ranges with gaps between
 // them. All ranges are of one family.
 func mergeRanges(in []mesh.Range) []mesh.Range {
