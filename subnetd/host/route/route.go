@@ -19,13 +19,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Router sets a host.Route. What it owns: table host.RouteTable, the rules of
-// priority host.RuleMark and host.RuleMesh, the addresses of the mesh interface
-// and what it changed of the forwarding switches.
+// Router sets a host.Route. What it owns: table host.RouteTable and those of the
+// ways behind it, the rules that are like ours (see rules.go), the addresses of the
+// mesh interface and of exit tunnels, and what it changed of the kernel's switches.
 type Router struct {
 	log      *slog.Logger
 	mu       sync.Mutex
-	last     string // interface of the last Set, to clean up when it changes
+	last     []string // interfaces of the last Set, to clean up when they change
 	switches switches
 	changes  int // netlink change messages sent since New
 }
@@ -46,7 +46,7 @@ func (r *Router) Set(ctx context.Context, want host.Route) error {
 	}
 	defer k.close()
 	if want.Interface == "" {
-		err = r.clear(k)
+		err = r.clear(k, want)
 	} else {
 		err = r.bring(k, want)
 	}
@@ -57,34 +57,69 @@ func (r *Router) Set(ctx context.Context, want host.Route) error {
 	return err
 }
 
-// bring sets link, addresses, routes and rules; new ones before old ones go.
+// bring sets links, addresses, routes and rules; new ones before old ones go. What
+// can be done without an exit tunnel that is missing is done.
 func (r *Router) bring(k *kernel, want host.Route) error {
-	link, err := net.InterfaceByName(want.Interface)
-	if err != nil {
-		return fmt.Errorf("interface %s: %w", want.Interface, err)
+	if len(want.Ways) > host.MaxWays {
+		return fmt.Errorf("%d ways, there are %d tables", len(want.Ways), host.MaxWays)
 	}
-	if err := k.setLink(link); err != nil {
-		return fmt.Errorf("interface %s: %w", want.Interface, err)
+	for _, s := range want.Sources {
+		if s.Way >= len(want.Ways) {
+			return fmt.Errorf("a source takes way %d of %d", s.Way, len(want.Ways))
+		}
 	}
+	names := interfaces(want)
+	links := map[string]uint32{}
 	var errs []error
-	if r.last != "" && r.last != want.Interface {
-		errs = append(errs, k.setAddresses(r.last, nil))
+	for _, name := range names {
+		link, err := net.InterfaceByName(name)
+		if err == nil {
+			err = k.setLink(link)
+		}
+		if err != nil {
+			err = fmt.Errorf("interface %s: %w", name, err)
+			if name == want.Interface {
+				return err
+			}
+			errs = append(errs, err)
+			continue
+		}
+		links[name] = uint32(link.Index)
+		errs = append(errs, k.setAddresses(name, want.Addresses))
+		if name != want.Interface {
+			errs = append(errs, r.switches.loose(name))
+		}
 	}
-	r.last = want.Interface
+	for _, name := range r.last {
+		if !slices.Contains(names, name) {
+			errs = append(errs, k.setAddresses(name, nil))
+		}
+	}
+	r.last = names
 	errs = append(errs,
-		k.setAddresses(want.Interface, want.Addresses),
-		k.setRoutes(uint32(link.Index), want.Routes),
-		k.setRules(true),
+		k.setRoutes(entries(want, links)),
+		k.setRules(want),
 		r.switches.set(want.Forward))
 	return errors.Join(errs...)
 }
 
+// interfaces are the mesh interface and the exit tunnels.
+func interfaces(want host.Route) []string {
+	out := []string{want.Interface}
+	for _, e := range want.Exits {
+		out = append(out, e.Interface)
+	}
+	return out
+}
+
 // clear removes what is ours: rules first, so that nothing asks an empty table.
-func (r *Router) clear(k *kernel) error {
-	links, err := k.linksOfTable()
-	errs := []error{err, k.setRules(false), k.setRoutes(0, nil)}
-	if r.last != "" && !slices.Contains(links, r.last) {
-		links = append(links, r.last)
+func (r *Router) clear(k *kernel, want host.Route) error {
+	links, err := k.linksOfTables()
+	errs := []error{err, k.setRules(want), k.setRoutes(nil)}
+	for _, name := range r.last {
+		if !slices.Contains(links, name) {
+			links = append(links, name)
+		}
 	}
 	for _, name := range links {
 		errs = append(errs, k.setAddresses(name, nil))
@@ -92,7 +127,7 @@ func (r *Router) clear(k *kernel) error {
 	errs = append(errs, r.switches.set(false))
 	err = errors.Join(errs...)
 	if err == nil {
-		r.last = ""
+		r.last = nil
 	}
 	return err
 }
@@ -161,97 +196,6 @@ func (k *kernel) address(kind int, index int, p netip.Prefix) error {
 	m := &rtnetlink.AddressMessage{Family: family(p), PrefixLength: uint8(p.Bits()), Index: uint32(index), Attributes: a}
 	if err := k.change(kind, create(kind == unix.RTM_NEWADDR), m); err != nil && !done(err) {
 		return fmt.Errorf("address %s: %w", p, err)
-	}
-	return nil
-}
-
-// setRoutes makes want the content of our table, all through the link.
-func (k *kernel) setRoutes(link uint32, want []netip.Prefix) error {
-	have, err := k.routes()
-	if err != nil {
-		return fmt.Errorf("read routes: %w", err)
-	}
-	var errs []error
-	var kept []netip.Prefix
-	var old []rtnetlink.RouteMessage
-	for _, m := range have {
-		p, plain := plainRoute(&m, link)
-		if plain && slices.Contains(want, p) && !slices.Contains(kept, p) {
-			kept = append(kept, p)
-			continue
-		}
-		old = append(old, m)
-	}
-	for _, p := range want {
-		if !slices.Contains(kept, p) {
-			kept = append(kept, p)
-			errs = append(errs, k.addRoute(link, p))
-		}
-	}
-	for _, m := range old {
-		errs = append(errs, k.deleteRoute(&m))
-	}
-	return errors.Join(errs...)
-}
-
-// plainRoute gives the prefix of a route as we write them: on link, unicast.
-func plainRoute(m *rtnetlink.RouteMessage, link uint32) (netip.Prefix, bool) {
-	a := &m.Attributes
-	p := prefixOf(m)
-	return p, p.IsValid() && m.Type == unix.RTN_UNICAST && a.OutIface == link && a.Gateway == nil &&
-		len(a.Multipath) == 0 && m.Tos == 0 && m.SrcLength == 0 && a.Priority == metric(m.Family)
-}
-
-func prefixOf(m *rtnetlink.RouteMessage) netip.Prefix {
-	addr := netip.IPv4Unspecified()
-	if m.Family == unix.AF_INET6 {
-		addr = netip.IPv6Unspecified()
-	}
-	if m.Attributes.Dst != nil {
-		addr, _ = netip.AddrFromSlice(m.Attributes.Dst)
-	}
-	return netip.PrefixFrom(addr, int(m.DstLength))
-}
-
-// metric is the priority the kernel gives to routes added without one.
-func metric(family uint8) uint32 {
-	if family == unix.AF_INET6 {
-		return 1024
-	}
-	return 0
-}
-
-func (k *kernel) addRoute(link uint32, p netip.Prefix) error {
-	m := &rtnetlink.RouteMessage{
-		Family: family(p), DstLength: uint8(p.Bits()), Protocol: unix.RTPROT_STATIC, Scope: unix.RT_SCOPE_LINK, Type: unix.RTN_UNICAST,
-		Attributes: rtnetlink.RouteAttributes{OutIface: link, Table: host.RouteTable, Priority: metric(family(p))},
-	}
-	if p.Bits() > 0 {
-		m.Attributes.Dst = p.Addr().AsSlice()
-	}
-	// Without NLM_F_EXCL a route of the same prefix over another link (ours,
-	// from before) does not stand in the way; it is deleted afterwards.
-	flags := create(true) &^ flagExcl
-	if p.Addr().Is6() {
-		flags |= flagAppend
-	} else {
-		flags |= flagReplace
-	}
-	if err := k.change(unix.RTM_NEWROUTE, flags, m); err != nil && !done(err) {
-		return fmt.Errorf("route %s: %w", p, err)
-	}
-	return nil
-}
-
-func (k *kernel) deleteRoute(old *rtnetlink.RouteMessage) error {
-	m := &rtnetlink.RouteMessage{
-		Family: old.Family, DstLength: old.DstLength, Tos: old.Tos, Scope: unix.RT_SCOPE_NOWHERE, Type: old.Type,
-		Attributes: rtnetlink.RouteAttributes{
-			Dst: old.Attributes.Dst, OutIface: old.Attributes.OutIface, Table: host.RouteTable, Priority: old.Attributes.Priority,
-		},
-	}
-	if err := k.change(unix.RTM_DELROUTE, 0, m); err != nil && !done(err) {
-		return fmt.Errorf("delete route %s: %w", prefixOf(old), err)
 	}
 	return nil
 }

@@ -54,6 +54,23 @@ func (s *switches) on6() error {
 	return errors.Join(append(errs, s.write(forward6, "0", "1"))...)
 }
 
+// loose lets packets in by the interface whose way back is another (RFC 3704, 2.4):
+// the internet is behind an exit, and behind others. The larger of this and of the
+// switch for all interfaces counts, so that "no check" would not do. It goes with the
+// interface.
+func (s *switches) loose(name string) error {
+	const loose = "2"
+	path := "ipv4/conf/" + name + "/rp_filter"
+	now, err := s.read(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && now == loose {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.put(path, loose)
+}
+
 // undo puts back what we changed, forwarding first, unless somebody else
 // changed it since.
 func (s *switches) undo() error {

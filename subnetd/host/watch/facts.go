@@ -1,5 +1,5 @@
-// Package watch looks at the machine: its interfaces, addresses and default
-// routes. It only reads.
+// Package watch looks at the machine: its interfaces, addresses, default routes,
+// policy rules and neighbours. It only reads.
 package watch
 
 import (
@@ -19,17 +19,18 @@ import (
 )
 
 // Facts takes one look at the machine. Interfaces are sorted by index, their
-// addresses by value; default routes by family (IPv4 first), then metric.
-func Facts() (host.Facts, error) {
+// addresses by value; default routes by family (IPv4 first), then metric; rules by
+// family, then priority. Neighbours are those with the MACs.
+func Facts(macs []string) (host.Facts, error) {
 	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
 	if err != nil {
 		return host.Facts{}, fmt.Errorf("netlink: %w", err)
 	}
-	f, err := look(c)
+	f, err := look(c, macs)
 	return f, errors.Join(err, c.Close())
 }
 
-func look(c *netlink.Conn) (host.Facts, error) {
+func look(c *netlink.Conn, macs []string) (host.Facts, error) {
 	name, err := os.Hostname()
 	if err != nil {
 		return host.Facts{}, fmt.Errorf("hostname: %w", err)
@@ -46,7 +47,19 @@ func look(c *netlink.Conn) (host.Facts, error) {
 	if err != nil {
 		return host.Facts{}, fmt.Errorf("routes: %w", err)
 	}
-	return facts(name, links, addrs, routes), nil
+	f := facts(name, links, addrs, routes)
+	if f.Rules, err = rules(c); err != nil {
+		return host.Facts{}, fmt.Errorf("rules: %w", err)
+	}
+	if len(macs) == 0 {
+		return f, nil
+	}
+	all, err := neighbours(c, f.Interfaces)
+	if err != nil {
+		return host.Facts{}, fmt.Errorf("neighbours: %w", err)
+	}
+	f.Neighbours = chosen(all, macs)
+	return f, nil
 }
 
 // facts puts the three dumps together.

@@ -2,8 +2,10 @@ package watch
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -16,6 +18,8 @@ import (
 	"subnetd/subnetd/host"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 )
 
 var plain = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
@@ -55,7 +59,7 @@ func build(t *testing.T) {
 
 func TestFacts(t *testing.T) {
 	build(t)
-	got, err := Facts()
+	got, err := Facts(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +159,7 @@ func TestLoop(t *testing.T) {
 				reports = append(reports, f.Hostname)
 			},
 			onTouch: func() {},
-			look: func() (host.Facts, error) {
+			look: func([]string) (host.Facts, error) {
 				mu.Lock()
 				defer mu.Unlock()
 				looks++
@@ -168,7 +172,7 @@ func TestLoop(t *testing.T) {
 			now.Hostname, fail = name, err
 		}
 		events := make(chan struct{}, 1)
-		go w.loop(ctx, events)
+		go w.loop(ctx, events, nil)
 		check := func(wantLooks int, want ...string) {
 			t.Helper()
 			synctest.Wait()
@@ -215,10 +219,10 @@ func TestTouch(t *testing.T) {
 			log:      slog.New(slog.DiscardHandler),
 			onChange: func(host.Facts) {},
 			onTouch:  func() { touches.Add(1) },
-			look:     func() (host.Facts, error) { return host.Facts{Hostname: "a"}, nil },
+			look:     func([]string) (host.Facts, error) { return host.Facts{Hostname: "a"}, nil },
 		}
 		events := make(chan struct{}, 1)
-		go w.loop(ctx, events)
+		go w.loop(ctx, events, nil)
 		check := func(want int32) {
 			t.Helper()
 			synctest.Wait()
@@ -264,5 +268,137 @@ func TestRunTouch(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestNeighbours: a followed device's addresses are told, of both families, and
+// when they change hands; that a neighbour is still there is no news.
+func TestNeighbours(t *testing.T) {
+	build(t)
+	const tv, pc = "02:00:00:00:00:01", "02:00:00:00:00:02"
+	run(t, "ip neigh replace 203.0.113.50 lladdr "+tv+" dev wan0 nud reachable")
+	ctx, cancel := context.WithCancel(t.Context())
+	seen, touched := make(chan host.Facts, 16), make(chan struct{}, 64)
+	w := New(slog.New(slog.DiscardHandler), func(f host.Facts) { seen <- f }, func() { touched <- struct{}{} })
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	if f := <-seen; len(f.Neighbours) != 0 {
+		t.Errorf("nobody was asked for: %v", f.Neighbours)
+	}
+	until := func(want ...string) {
+		t.Helper()
+		for f := range seen {
+			var got []string
+			for _, n := range f.Neighbours {
+				got = append(got, n.Addr.String()+" "+n.MAC+" "+n.Interface)
+			}
+			if cmp.Equal(got, want) {
+				return
+			}
+		}
+	}
+	w.Follow([]string{tv})
+	until("203.0.113.50 " + tv + " wan0")
+	run(t, "ip neigh replace 2001:db8::50 lladdr "+tv+" dev wan0 nud stale")
+	run(t, "ip neigh replace fe80::50 lladdr "+tv+" dev wan0 nud stale")
+	run(t, "ip neigh replace 203.0.113.51 lladdr "+pc+" dev wan0 nud reachable")
+	until("203.0.113.50 "+tv+" wan0", "2001:db8::50 "+tv+" wan0")
+	run(t, "ip neigh replace 203.0.113.50 lladdr "+pc+" dev wan0 nud reachable")
+	until("2001:db8::50 " + tv + " wan0")
+	run(t, "ip neigh del 2001:db8::50 dev wan0")
+	until()
+	w.Follow(nil)
+	w.Follow([]string{pc})
+	until("203.0.113.50 "+pc+" wan0", "203.0.113.51 "+pc+" wan0")
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if len(touched) != 0 {
+		t.Errorf("neighbours are no touch of the machine: %d reported", len(touched))
+	}
+}
+
+// Of what the kernel tells of neighbours only another place is news, and what is
+// remembered for that is bounded.
+func TestMoved(t *testing.T) {
+	msg := func(kind, link int, addr, mac string, state uint16) netlink.Message {
+		b := make([]byte, 12)
+		b[0] = unix.AF_INET
+		binary.NativeEndian.PutUint32(b[4:], uint32(link))
+		binary.NativeEndian.PutUint16(b[8:], state)
+		ae := netlink.NewAttributeEncoder()
+		ae.Bytes(unix.NDA_DST, netip.MustParseAddr(addr).AsSlice())
+		if hw, err := net.ParseMAC(mac); err == nil {
+			ae.Bytes(unix.NDA_LLADDR, hw)
+		}
+		attrs, err := ae.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(kind)}, Data: append(b, attrs...)}
+	}
+	const a, b = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
+	k := knownNeighbours{}
+	for i, tt := range []struct {
+		m    netlink.Message
+		news bool
+	}{
+		{msg(unix.RTM_NEWNEIGH, 1, "10.0.0.1", "", unix.NUD_INCOMPLETE), false},
+		{msg(unix.RTM_NEWNEIGH, 1, "10.0.0.1", a, unix.NUD_REACHABLE), true},
+		{msg(unix.RTM_NEWNEIGH, 1, "10.0.0.1", a, unix.NUD_STALE), false},
+		{msg(unix.RTM_NEWNEIGH, 2, "10.0.0.1", a, unix.NUD_STALE), true},
+		{msg(unix.RTM_NEWNEIGH, 1, "10.0.0.1", b, unix.NUD_REACHABLE), true},
+		{msg(unix.RTM_NEWNEIGH, 1, "10.0.0.1", b, unix.NUD_FAILED), true},
+		{msg(unix.RTM_NEWNEIGH, 1, "10.0.0.1", b, unix.NUD_FAILED), false},
+		{msg(unix.RTM_DELNEIGH, 2, "10.0.0.1", a, unix.NUD_STALE), true},
+		{msg(unix.RTM_DELNEIGH, 2, "10.0.0.1", a, unix.NUD_STALE), false},
+		{netlink.Message{Data: []byte{1, 2, 3}}, false},
+	} {
+		if got := k.moved([]netlink.Message{tt.m}); got != tt.news {
+			t.Errorf("%d: news %v, want %v", i, got, tt.news)
+		}
+	}
+	for i := range 3 * maxKnown {
+		addr := netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}).String()
+		k.moved([]netlink.Message{msg(unix.RTM_NEWNEIGH, 1, addr, a, unix.NUD_STALE)})
+	}
+	if len(k) > maxKnown {
+		t.Errorf("%d are remembered", len(k))
+	}
+}
+
+// A device that makes up addresses gets no more than its share.
+func TestChosen(t *testing.T) {
+	var all []host.Neighbour
+	for i := range 500 {
+		all = append(all, host.Neighbour{Addr: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), MAC: []string{"a", "b", "c"}[min(i%3, 1)]})
+	}
+	all = append(all, host.Neighbour{MAC: "c"})
+	got := chosen(all, []string{"a", "c"})
+	if len(got) != perMAC+1 || got[perMAC].MAC != "c" {
+		t.Errorf("%d neighbours", len(got))
+	}
+}
+
+// TestRules: policy rules of others are seen, of both families.
+func TestRules(t *testing.T) {
+	build(t)
+	undo := []string{"ip rule del pref 2001", "ip -6 rule del pref 1500"}
+	t.Cleanup(func() {
+		for _, line := range undo {
+			args := strings.Fields(line)
+			_ = exec.Command(args[0], args[1:]...).Run()
+		}
+	})
+	run(t, "ip rule add pref 2001 fwmark 0x100/0x3f00 lookup 1")
+	run(t, "ip -6 rule add pref 1500 from 2001:db8::/64 lookup 8412")
+	f, err := Facts(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []host.PolicyRule{{Priority: 2001, Table: 1, Mark: 0x100, Mask: 0x3f00}, {V6: true, Priority: 1500, Table: 8412}}
+	if d := cmp.Diff(want, f.Rules); d != "" {
+		t.Error(d)
 	}
 }
