@@ -52,25 +52,26 @@ const (
 // direct endpoint, and for a while after traffic or Look. An idle router sleeps.
 type Kernel struct {
 	log  *slog.Logger
-	port uint16
+	port uint16 // 0: the kernel's choice
 	mark uint32
 	ways Ways
 	wake chan struct{} // one slot: Run shall look at its wishes
 
 	sets sync.Mutex // one Set at a time; taken before mu
 
-	mu     sync.Mutex // guards all below, for one exchange with the kernel at a time
-	wg     wireguard
-	name   string // interface; "": none
-	peers  map[key.NodePublic]*kernelPeer
-	rx, tx uint64    // counters of the link when its peers were read last
-	looked time.Time // when the counters were looked at last
-	moved  time.Time // when there was news last
+	mu      sync.Mutex // guards all below, for one exchange with the kernel at a time
+	wg      wireguard
+	name    string // interface; "": none
+	listens uint16 // on that port, as last set
+	peers   map[key.NodePublic]*kernelPeer
+	rx, tx  uint64    // counters of the link when its peers were read last
+	looked  time.Time // when the counters were looked at last
+	moved   time.Time // when there was news last
 
 	wishes sync.Mutex // guards all below; never held for long
 	pins   map[key.NodePublic]netip.AddrPort
-	kicks  map[key.NodePublic]bool
-	asked  bool // Look was called
+	kicks  map[key.NodePublic]bool // true: whatever the path
+	asked  bool                    // Look was called
 }
 
 // kernelPeer is what we know of a peer in the kernel.
@@ -134,7 +135,7 @@ func (k *Kernel) leave(name string) error {
 		}
 	}
 	if k.name != name {
-		k.name, k.peers = name, nil
+		k.name, k.peers, k.listens = name, nil, 0
 	}
 	return nil
 }
@@ -161,6 +162,9 @@ func (k *Kernel) open(want host.Tunnel) ([]wgPeer, error) {
 		return nil, err
 	}
 	wish := wgDevice{private: clamped(want.Key), port: k.port, mark: k.mark}
+	if k.port == 0 && l.up {
+		wish.port = device.port
+	}
 	if device != wish {
 		// Under another key all sessions are void, and every peer that stays would
 		// cost the kernel a curve multiplication under its lock.
@@ -174,6 +178,10 @@ func (k *Kernel) open(want host.Tunnel) ([]wgPeer, error) {
 	}
 	if !l.up || l.mtu != host.MTU {
 		err = k.wg.start(l)
+	}
+	if k.listens = wish.port; err == nil && wish.port == 0 {
+		device, err = k.wg.dump(want.Name, func(*wgPeer) {})
+		k.listens = device.port
 	}
 	return have, err
 }
@@ -285,6 +293,20 @@ func (k *Kernel) record(c *wgChange) {
 	}
 }
 
+// listensOn is the port on which the interface listens; 0: there is none.
+func (k *Kernel) listensOn() uint16 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.listens
+}
+
+// has reports whether the interface has the peer.
+func (k *Kernel) has(peer key.NodePublic) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.peers[peer] != nil
+}
+
 // forget drops what we know of peers that nobody wants.
 func (k *Kernel) forget(want []host.Peer) {
 	stays := keys(want)
@@ -306,12 +328,15 @@ func (k *Kernel) Pin(peer key.NodePublic, to netip.AddrPort) {
 // timers notice after fifteen seconds only. Handshakes that a change of the path
 // cost go out again by themselves: the underlay sends those that went through a
 // loopback endpoint, the kernel others within five seconds. It never blocks.
-func (k *Kernel) Kick(peer key.NodePublic) {
+func (k *Kernel) Kick(peer key.NodePublic) { k.kick(peer, false) }
+
+// kick is Kick, on a relayed path too if it is to be anyway.
+func (k *Kernel) kick(peer key.NodePublic, anyway bool) {
 	k.wishes.Lock()
 	if k.kicks == nil {
 		k.kicks = map[key.NodePublic]bool{}
 	}
-	k.kicks[peer] = true
+	k.kicks[peer] = k.kicks[peer] || anyway
 	k.wishes.Unlock()
 	k.signal()
 }
@@ -425,8 +450,8 @@ func (k *Kernel) sendPins(pins map[key.NodePublic]netip.AddrPort) error {
 
 func (k *Kernel) sendKicks(kicks map[key.NodePublic]bool) error {
 	var all []wgChange
-	for peer := range kicks {
-		if p := k.peers[peer]; p != nil && direct(p.pin) && p.stat.Handshake.IsZero() {
+	for peer, anyway := range kicks {
+		if p := k.peers[peer]; p != nil && (anyway || direct(p.pin)) && p.stat.Handshake.IsZero() {
 			all = append(all, wgChange{key: peer, nudge: true})
 		}
 	}

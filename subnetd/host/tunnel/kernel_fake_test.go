@@ -20,7 +20,7 @@ import (
 // fakeKernel behaves as the kernel's WireGuard does.
 type fakeKernel struct {
 	mu    sync.Mutex
-	links map[string]*fakeLink
+	all   map[string]*fakeLink
 	made  uint32
 	sets  []wgSet // all there were
 	looks int     // at links
@@ -28,6 +28,13 @@ type fakeKernel struct {
 	taken uint16            // a port that is somebody else's
 	fail  func(n int) error // of the n-th set; nil: none
 	torn  int               // so many of the next dumps are interrupted
+	note  func(string)      // told of what is done to which interface; nil: nobody
+}
+
+func (f *fakeKernel) tell(format string, args ...any) {
+	if f.note != nil {
+		f.note(fmt.Sprintf(format, args...))
+	}
 }
 
 type fakeLink struct {
@@ -41,13 +48,13 @@ type fakePeer struct {
 	life uint32 // another for each time it was made
 }
 
-func newFakeKernel() *fakeKernel { return &fakeKernel{links: map[string]*fakeLink{}} }
+func newFakeKernel() *fakeKernel { return &fakeKernel{all: map[string]*fakeLink{}} }
 
 func (f *fakeKernel) link(name string) (wgLink, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.looks++
-	l := f.links[name]
+	l := f.all[name]
 	if l == nil {
 		return wgLink{}, nil
 	}
@@ -59,19 +66,32 @@ func (f *fakeKernel) link(name string) (wgLink, error) {
 	return got, nil
 }
 
+func (f *fakeKernel) links() ([]wgLink, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []wgLink
+	for name, l := range f.all {
+		own := l.wgLink
+		own.name = name
+		all = append(all, own)
+	}
+	return all, nil
+}
+
 func (f *fakeKernel) create(name string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.links[name] != nil {
+	if f.all[name] != nil {
 		return unix.EEXIST
 	}
+	f.tell("make %s", name)
 	f.made++
-	f.links[name] = &fakeLink{wgLink: wgLink{index: f.made, kind: wgName, mtu: host.MTU}, peers: map[key.NodePublic]*fakePeer{}}
+	f.all[name] = &fakeLink{wgLink: wgLink{index: f.made, kind: wgName, mtu: host.MTU}, peers: map[key.NodePublic]*fakePeer{}}
 	return nil
 }
 
 func (f *fakeKernel) byIndex(l wgLink) (string, *fakeLink) {
-	for name, have := range f.links {
+	for name, have := range f.all {
 		if have.index == l.index {
 			return name, have
 		}
@@ -90,6 +110,10 @@ func (f *fakeKernel) start(l wgLink) error {
 		return unix.EADDRINUSE
 	}
 	have.up, have.mtu = true, host.MTU
+	if have.device.port == 0 {
+		f.made++
+		have.device.port = 50000 + uint16(f.made)
+	}
 	return nil
 }
 
@@ -100,14 +124,15 @@ func (f *fakeKernel) remove(l wgLink) error {
 	if have == nil {
 		return unix.ENODEV
 	}
-	delete(f.links, name)
+	f.tell("delete %s", name)
+	delete(f.all, name)
 	return nil
 }
 
 func (f *fakeKernel) dump(name string, each func(*wgPeer)) (wgDevice, error) {
 	f.mu.Lock()
 	f.dumps++
-	l := f.links[name]
+	l := f.all[name]
 	var peers []wgPeer
 	var device wgDevice
 	if l != nil {
@@ -141,7 +166,7 @@ func (f *fakeKernel) dump(name string, each func(*wgPeer)) (wgDevice, error) {
 func (f *fakeKernel) set(name string, s *wgSet) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	l := f.links[name]
+	l := f.all[name]
 	if l == nil {
 		return unix.ENODEV
 	}
@@ -161,9 +186,27 @@ func (f *fakeKernel) set(name string, s *wgSet) error {
 		l.device = *s.device
 	}
 	for i := range s.peers {
+		f.tell("%s %s %s", name, s.peers[i].verb(), s.peers[i].key.ShortString())
 		f.setPeer(l, &s.peers[i])
 	}
 	return nil
+}
+
+// verb is what becomes of a peer, in a word.
+func (c *wgChange) verb() string {
+	switch {
+	case c.add && c.remove:
+		return "renews"
+	case c.add:
+		return "adds"
+	case c.remove:
+		return "drops"
+	case c.nudge:
+		return "nudges"
+	case c.replace:
+		return "changes"
+	}
+	return "aims"
 }
 
 func (f *fakeKernel) setPeer(l *fakeLink, c *wgChange) {
@@ -199,20 +242,26 @@ func (f *fakeKernel) setPeer(l *fakeLink, c *wgChange) {
 func (f *fakeKernel) close() error { return nil }
 
 // peer is one of mesh0's.
-func (f *fakeKernel) peer(k key.NodePublic) fakePeer {
+func (f *fakeKernel) peer(k key.NodePublic) fakePeer { return f.peerOf("mesh0", k) }
+
+func (f *fakeKernel) peerOf(name string, k key.NodePublic) fakePeer {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if p := f.links["mesh0"].peers[k]; p != nil {
-		return *p
+	if l := f.all[name]; l != nil && l.peers[k] != nil {
+		return *l.peers[k]
 	}
 	return fakePeer{}
 }
 
 // hear has data of the peer come from that address, and the tunnel answer.
 func (f *fakeKernel) hear(k key.NodePublic, from netip.AddrPort, rx, tx uint64) {
+	f.hearOn("mesh0", k, from, rx, tx)
+}
+
+func (f *fakeKernel) hearOn(name string, k key.NodePublic, from netip.AddrPort, rx, tx uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p := f.links["mesh0"].peers[k]
+	p := f.all[name].peers[k]
 	if from.IsValid() {
 		p.endpoint = from
 	}
@@ -235,7 +284,7 @@ func (f *fakeKernel) holds(t *testing.T, want host.Tunnel) {
 	t.Helper()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	l := f.links[want.Name]
+	l := f.all[want.Name]
 	if l == nil || !l.up || l.device.private != clamped(want.Key) {
 		t.Fatalf("interface %+v", l)
 	}
@@ -338,7 +387,7 @@ func (f *fakeKernel) lives() map[key.NodePublic]uint32 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	all := map[key.NodePublic]uint32{}
-	for k, p := range f.links["mesh0"].peers {
+	for k, p := range f.all["mesh0"].peers {
 		all[k] = p.life
 	}
 	return all

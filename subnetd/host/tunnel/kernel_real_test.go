@@ -45,6 +45,7 @@ func TestRealKernel(t *testing.T) {
 	t.Run("two peers", testRealPair)
 	t.Run("errors", testRealErrors)
 	t.Run("many", testRealMany)
+	t.Run("exits", testRealExits)
 }
 
 // inNamespace runs the test again in a network namespace.
@@ -172,7 +173,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-const realPort1, realPort2, realPort3 = 51821, 51822, 51823
+const realPort1, realPort2, realPort3, realPort4, realPort5 = 51821, 51822, 51823, 51824, 51825
 
 func local(port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)

@@ -48,7 +48,7 @@ func TestKernelSet(t *testing.T) {
 	w.point(want.Peers[3].Key, direct1)
 	mustSet(t, k, want)
 	f.holds(t, want)
-	if l := f.links["mesh0"]; l.device.port != testPort || l.device.mark != testMark || !l.up || l.mtu != host.MTU {
+	if l := f.all["mesh0"]; l.device.port != testPort || l.device.mark != testMark || !l.up || l.mtu != host.MTU {
 		t.Errorf("interface %+v %+v", l.wgLink, l.device)
 	}
 	for i, p := range want.Peers {
@@ -72,11 +72,11 @@ func TestKernelSet(t *testing.T) {
 	}
 
 	mustSet(t, k, host.Tunnel{Name: "mesh1", Key: want.Key, Peers: want.Peers})
-	if f.links["mesh0"] != nil || f.links["mesh1"] == nil {
+	if f.all["mesh0"] != nil || f.all["mesh1"] == nil {
 		t.Error("another name needs another interface")
 	}
 	mustSet(t, k, host.Tunnel{})
-	if len(f.links) != 0 {
+	if len(f.all) != 0 {
 		t.Error("the interface stayed")
 	}
 	if got := k.Stats(); len(got) != 0 {
@@ -243,7 +243,7 @@ func TestKernelAdoption(t *testing.T) {
 	first, _ := newFake(f)
 	want := host.Tunnel{Name: "mesh0", Key: key.NewNode(), Peers: somePeers(5)}
 	mustSet(t, first, want)
-	l := f.links["mesh0"]
+	l := f.all["mesh0"]
 	at := func(i int) *fakePeer { return l.peers[want.Peers[i].Key] }
 	at(0).endpoint = direct1                                 // went direct
 	at(1).endpoint = netip.MustParseAddrPort("127.77.7.7:7") // another conduit
@@ -295,7 +295,7 @@ func TestKernelOtherKey(t *testing.T) {
 	want := host.Tunnel{Name: "mesh0", Key: key.NewNode(), Peers: somePeers(3)}
 	mustSet(t, k, want)
 	before := f.lives()
-	f.links["mesh0"].peers[want.Peers[0].Key].endpoint = direct1
+	f.all["mesh0"].peers[want.Peers[0].Key].endpoint = direct1
 	f.counts()
 	want.Key = key.NewNode()
 	mustSet(t, k, want)
@@ -314,12 +314,12 @@ func TestKernelOtherKey(t *testing.T) {
 func TestKernelErrors(t *testing.T) {
 	want := host.Tunnel{Name: "mesh0", Key: key.NewNode(), Peers: somePeers(1)}
 	f := newFakeKernel()
-	f.links["mesh0"] = &fakeLink{wgLink: wgLink{index: 9, kind: "tun"}}
+	f.all["mesh0"] = &fakeLink{wgLink: wgLink{index: 9, kind: "tun"}}
 	k, _ := newFake(f)
 	if err := k.Set(t.Context(), want); err == nil || !strings.Contains(err.Error(), "somebody else's") {
 		t.Errorf("a taken name gives %v", err)
 	}
-	if err := deleteLink(f, "mesh0"); err != nil || f.links["mesh0"] == nil {
+	if err := deleteLink(f, "mesh0"); err != nil || f.all["mesh0"] == nil {
 		t.Errorf("somebody else's interface was removed, %v", err)
 	}
 
@@ -332,7 +332,7 @@ func TestKernelErrors(t *testing.T) {
 	f.taken = 0
 	mustSet(t, k, want)
 	f.holds(t, want)
-	f.taken, f.links["mesh0"].device.port = testPort, 1 // somebody changed it, and took ours
+	f.taken, f.all["mesh0"].device.port = testPort, 1 // somebody changed it, and took ours
 	if err := k.Set(t.Context(), want); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("a taken port gives %v", err)
 	}
@@ -391,7 +391,7 @@ func TestKernelWalk(t *testing.T) {
 			case 1:
 				k, _ = newFake(f) // a restart
 			case 2:
-				delete(f.links, "mesh0")
+				delete(f.all, "mesh0")
 			}
 			f.fail = func(int) error {
 				if r.IntN(4) == 0 {
@@ -757,7 +757,7 @@ func TestInterfaceVanishes(t *testing.T) {
 		k.Pin(want.Peers[0].Key, direct1)
 		pass(3 * time.Second)
 		f.mu.Lock()
-		delete(f.links, "mesh0")
+		delete(f.all, "mesh0")
 		f.mu.Unlock()
 		k.Pin(want.Peers[1].Key, direct1)
 		pass(3 * time.Second)
@@ -772,8 +772,8 @@ func TestInterfaceVanishes(t *testing.T) {
 
 func TestFind(t *testing.T) {
 	f := newFakeKernel()
-	if left, err := find(f, "mesh0"); err != nil || len(f.links) != 0 || left.Name != "" {
-		t.Errorf("%v, %+v, left %v", err, left, f.links)
+	if left, err := find(f, "mesh0"); err != nil || len(f.all) != 0 || left.Name != "" {
+		t.Errorf("%v, %+v, left %v", err, left, f.all)
 	}
 	k, w := newFake(f)
 	want := host.Tunnel{Name: "mesh0", Key: key.NewNode(), Peers: somePeers(2)}
@@ -784,14 +784,14 @@ func TestFind(t *testing.T) {
 	if err != nil || left.Name != "mesh0" || left.Port != testPort || len(left.Direct) != 1 || left.Direct[want.Peers[0].Key] != direct2 {
 		t.Errorf("%v, %+v", err, left)
 	}
-	if _, _, n := f.counts(); n != 0 || len(f.links) != 1 {
-		t.Errorf("%d messages, interfaces %v", n, f.links)
+	if _, _, n := f.counts(); n != 0 || len(f.all) != 1 {
+		t.Errorf("%d messages, interfaces %v", n, f.all)
 	}
 	// Down is down, in the next life too.
 	k, _ = newFake(f)
 	k.Adopt(left)
 	mustSet(t, k, host.Tunnel{})
-	if len(f.links) != 0 {
+	if len(f.all) != 0 {
 		t.Error("what an earlier life left stays")
 	}
 }

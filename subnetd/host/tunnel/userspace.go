@@ -158,15 +158,20 @@ func (u *Userspace) Kick(k key.NodePublic) {
 
 // greet starts a handshake with a node that sends under keys of an earlier
 // life. It is called by the device's receivers, which u.close waits for.
-func (u *Userspace) greet(k key.NodePublic) {
-	go func() {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		if u.dev != nil {
-			u.handshake(k)
-		}
-	}()
+func (u *Userspace) greet(k key.NodePublic) { go u.begin(k) }
+
+// begin starts a handshake with the peer, if there is one.
+func (u *Userspace) begin(k key.NodePublic) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if e := u.bind.roster.Load().byKey[k]; u.dev != nil && e != nil {
+		e.met.Store(true) // a second handshake at once would spoil the first
+		u.handshake(k)
+	}
 }
+
+// has reports whether the interface has the peer.
+func (u *Userspace) has(k key.NodePublic) bool { return u.bind.roster.Load().byKey[k] != nil }
 
 // handshake starts a handshake with the peer; u.mu is held.
 func (u *Userspace) handshake(k key.NodePublic) {

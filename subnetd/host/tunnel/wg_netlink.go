@@ -16,6 +16,7 @@ import (
 // wireguard is the kernel as far as this hand needs it; tests have another.
 type wireguard interface {
 	link(name string) (wgLink, error) // index 0: there is none
+	links() ([]wgLink, error)
 	create(name string) error
 	start(wgLink) error // MTU, and up
 	remove(wgLink) error
@@ -28,6 +29,7 @@ type wireguard interface {
 // wgLink is a network interface of any kind.
 type wgLink struct {
 	index  uint32
+	name   string
 	kind   string
 	up     bool
 	mtu    uint32
@@ -134,6 +136,22 @@ func (w *wgKernel) link(name string) (wgLink, error) {
 	return l, err
 }
 
+func (w *wgKernel) links() ([]wgLink, error) {
+	for tries := 3; ; tries-- {
+		var all []wgLink
+		interrupted := false
+		err := w.route.ask(unix.RTM_GETLINK, netlink.Dump, ifinfo(0, 0, 0), func(m netlink.Message) error {
+			interrupted = interrupted || m.Header.Flags&netlink.DumpInterrupted != 0
+			l, err := parseLink(m.Data)
+			all = append(all, l)
+			return err
+		})
+		if err != nil || !interrupted || tries == 1 {
+			return all, err
+		}
+	}
+}
+
 // parseLink reads an ifinfomsg and the attributes behind it.
 func parseLink(b []byte) (wgLink, error) {
 	if len(b) < unix.SizeofIfInfomsg {
@@ -147,6 +165,8 @@ func parseLink(b []byte) (wgLink, error) {
 		}
 		b = rest
 		switch kind {
+		case unix.IFLA_IFNAME:
+			l.name = unix.ByteSliceToString(value)
 		case unix.IFLA_MTU:
 			var n uint64
 			n, err = number(value)
@@ -288,13 +308,20 @@ func plain(err error) error {
 	return err
 }
 
-// RemoveKernel removes the WireGuard interface of that name which a Kernel of
-// an earlier life has left. An interface of another kind stays.
+// RemoveKernel removes the WireGuard interface of that name, and those of exits,
+// which the kernel engine of an earlier life has left. Interfaces of other kinds stay.
 func RemoveKernel(name string) error {
 	w := newWGKernel()
 	defer w.close()
-	if err := deleteLink(w, name); err != nil {
-		return fmt.Errorf("removing interface %s of the kernel engine: %w", name, err)
+	names := []string{name}
+	exits, err := exitLinks(w)
+	for _, l := range exits {
+		names = append(names, l.name)
 	}
-	return nil
+	for _, name := range names {
+		if e := deleteLink(w, name); e != nil {
+			err = errors.Join(err, fmt.Errorf("removing interface %s of the kernel engine: %w", name, e))
+		}
+	}
+	return err
 }

@@ -259,7 +259,7 @@ func FuzzWGLink(f *testing.F) {
 	a.put(unix.IFLA_STATS64, counters)
 	a.nest(unix.IFLA_LINKINFO, func() { a.text(unix.IFLA_INFO_KIND, wgName) })
 	f.Add([]byte(a))
-	if l, err := parseLink(a); err != nil || l != (wgLink{index: 7, kind: wgName, up: true, mtu: 1280, rx: 2, tx: 3}) {
+	if l, err := parseLink(a); err != nil || l != (wgLink{index: 7, name: "mesh0", kind: wgName, up: true, mtu: 1280, rx: 2, tx: 3}) {
 		f.Errorf("%+v, %v", l, err)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
