@@ -52,6 +52,7 @@ type conduit struct {
 	mu     sync.Mutex // guards the maps: the loop and the tunnel make peers
 	byKey  map[key.NodePublic]*peer
 	byAddr map[netip.AddrPort]*peer // by their addresses on lo
+	doors  map[key.NodePublic]uint16
 }
 
 // openConduit opens the socket on the port asked for, or on another if that is
@@ -100,6 +101,7 @@ func (c *conduit) peer(k key.NodePublic) *peer {
 	if p == nil {
 		p = &peer{key: k, loop: c.freeAddr(k)}
 		p.pin.Store(&p.loop)
+		p.door.Store(uint32(c.doors[k]))
 		c.byKey[k], c.byAddr[p.loop] = p, p
 	}
 	return p
@@ -139,13 +141,13 @@ func (c *conduit) take(r *reader) (p *peer, data []byte, ok bool) {
 			return nil, nil, false
 		}
 		to, link := r.to()
-		if from != c.kernel || link != loopbackLink {
+		if link != loopbackLink {
 			continue
 		}
 		c.mu.Lock()
 		p := c.byAddr[netip.AddrPortFrom(to, c.port)]
 		c.mu.Unlock()
-		if p != nil {
+		if p != nil && c.is(from, p) {
 			return p, b, true
 		}
 	}

@@ -48,6 +48,7 @@ type peer struct {
 	trusted time.Duration                  // uptime at which we last meant a direct address by that; owned by the loop
 	unclear atomic.Bool                    // not all that the tunnel received came from pin
 	began   atomic.Pointer[initiation]     // handshake without answer; nil: none
+	door    atomic.Uint32                  // port of WireGuard's for it alone; 0: the public one
 
 	ourAddr   netip.Addr // towards ourAddrTo, by the facts of ourAddrAt; owned by injectLoop
 	ourAddrTo netip.AddrPort

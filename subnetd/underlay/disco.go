@@ -90,7 +90,7 @@ func (l *loop) shared(k key.DiscoPublic) *key.DiscoShared {
 func (l *loop) do(a path.Action) {
 	switch a := a.(type) {
 	case path.SendPing:
-		l.sendDisco(a.To, a.Peer, a.Disco, &disco.Ping{TxID: a.TxID, NodeKey: l.key.Public()})
+		l.sendDisco(a.To, a.Peer, a.Disco, &disco.Ping{TxID: a.TxID, NodeKey: l.node})
 	case path.SendPong:
 		src := a.Src
 		if !src.IsValid() { // over a relay: the address that stands for the region
@@ -131,7 +131,7 @@ func (l *loop) sendDisco(to path.Source, peer key.NodePublic, k key.DiscoPublic,
 	if shared == nil {
 		return
 	}
-	b := append([]byte(disco.Magic), l.u.disco.Public().AppendTo(nil)...)
+	b := append([]byte(disco.Magic), l.u.known.AppendTo(nil)...)
 	b = append(b, shared.Seal(m.AppendMarshal(nil))...)
 	if !to.Addr.IsValid() {
 		l.u.sendRelay(to.Region, peer, b)
@@ -169,6 +169,7 @@ func (l *loop) mapAddr(a path.Map) {
 		addrs[a.Addr] = p
 	}
 	u.addrs.Store(&addrs)
+	u.movedAt(p, was)
 }
 
 func (p *peer) forget(a netip.AddrPort) {

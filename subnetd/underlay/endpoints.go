@@ -45,19 +45,22 @@ func endpoints(f host.Facts, nm *mesh.Netmap, m measurement, mapped []netip.Addr
 func localAddrs(f host.Facts, nm *mesh.Netmap) []netip.Addr {
 	var all []netip.Addr
 	for _, i := range f.Interfaces {
-		if i.Name == host.DefaultInterface || !i.Up || strings.HasPrefix(i.Name, "tailscale") {
+		if isMesh(i.Name) || !i.Up || strings.HasPrefix(i.Name, "tailscale") {
 			continue
 		}
 		for _, p := range i.Addrs {
 			a := p.Addr().Unmap().WithZone("")
-			ours := nm != nil && nm.Self.HasAddr(a)
-			if a.IsValid() && a.IsGlobalUnicast() && !meshV6.Contains(a) && !ours {
+			self := nm != nil && nm.Self.HasAddr(a)
+			if a.IsValid() && a.IsGlobalUnicast() && !meshV6.Contains(a) && !self {
 				all = append(all, a)
 			}
 		}
 	}
 	return all
 }
+
+// isMesh reports whether the interface is one of the mesh's.
+func isMesh(name string) bool { return name == host.DefaultInterface || host.IsExitInterface(name) }
 
 // wan is what of the facts must stay for our mappings at NATs to stay: the
 // default routes and the addresses of their interfaces.
@@ -83,7 +86,7 @@ func wan(f host.Facts) []string {
 // gatewayOf is the router to ask for a port mapping; invalid: none.
 func gatewayOf(f host.Facts) netip.Addr {
 	for _, d := range f.Defaults {
-		if !d.V6 && d.Gateway.Is4() && d.Interface != host.DefaultInterface {
+		if !d.V6 && d.Gateway.Is4() && !isMesh(d.Interface) {
 			return d.Gateway
 		}
 	}

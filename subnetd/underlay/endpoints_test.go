@@ -45,6 +45,7 @@ func TestLocalAddrs(t *testing.T) {
 		{"loopback", []host.Interface{iface("lo", true, "127.0.0.1/8", "::1/128")}, netmap, ""},
 		{"link-local", []host.Interface{iface("wan", true, "169.254.1.1/16", "fe80::1/64")}, netmap, ""},
 		{"our own interface", []host.Interface{iface(host.DefaultInterface, true, "100.99.0.1/32")}, nil, ""},
+		{"an exit's interface", []host.Interface{iface("mesh-0123abcd", true, "100.99.0.1/32")}, nil, ""},
 		{"tailscaled's interface", []host.Interface{iface("tailscale0", true, "100.99.0.1/32")}, nil, ""},
 		{"our mesh address elsewhere", []host.Interface{iface("wg9", true, "100.64.0.1/32")}, netmap, ""},
 		{"mesh IPv6 elsewhere, without a netmap", []host.Interface{iface("wg9", true, "fd7a:115c:a1e0::9/128")}, nil, ""},

@@ -76,14 +76,14 @@ func (f *forger) give(p *peer, from netip.AddrPort, b []byte) bool {
 			return false
 		}
 		to := [4]byte{127, 0, 0, 1}
-		f.buf = packetV4(f.buf[:0], from, netip.AddrPortFrom(netip.AddrFrom4(to), f.u.port), b)
+		f.buf = packetV4(f.buf[:0], from, netip.AddrPortFrom(netip.AddrFrom4(to), f.u.listens(p)), b)
 		err = unix.Sendto(f.v4, f.buf, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Addr: to})
 	} else {
 		to := f.ourAddr(p, from)
 		if f.v6 < 0 || !to.IsValid() {
 			return false
 		}
-		f.buf = packetV6(f.buf[:0], from, netip.AddrPortFrom(to, f.u.port), b)
+		f.buf = packetV6(f.buf[:0], from, netip.AddrPortFrom(to, f.u.listens(p)), b)
 		err = unix.Sendto(f.v6, f.buf, unix.MSG_DONTWAIT, &unix.SockaddrInet6{Addr: to.As16()})
 	}
 	if err != nil {
@@ -224,7 +224,8 @@ func (u *Underlay) inject(f *forger, p *peer, packets [][]byte) {
 	}
 	s := u.senders.Get().(*sender)
 	defer u.senders.Put(s)
-	if err := s.writeBatch(u.conduit.sock, p.loop.Addr(), u.conduit.kernel, packets); err != nil {
-		u.cfg.Log.Debug("a relayed packet does not reach WireGuard", "err", fmt.Errorf("send to %s: %w", u.conduit.kernel, err))
+	to := netip.AddrPortFrom(u.conduit.kernel.Addr(), u.listens(p))
+	if err := s.writeBatch(u.conduit.sock, p.loop.Addr(), to, packets); err != nil {
+		u.cfg.Log.Debug("a relayed packet does not reach WireGuard", "err", fmt.Errorf("send to %s: %w", to, err))
 	}
 }

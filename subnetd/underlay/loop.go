@@ -34,6 +34,7 @@ type loop struct {
 
 	netmap *mesh.Netmap
 	key    key.NodePrivate
+	node   key.NodePublic // of key; zero: there is none
 	facts  host.Facts
 	disco  map[key.DiscoPublic]*key.DiscoShared // of peers; value nil: not yet computed
 
@@ -230,6 +231,12 @@ func (l *loop) takeNetmap(m *mesh.Netmap, k key.NodePrivate) {
 	old := l.netmap
 	keyChanged := !k.Equal(l.key)
 	l.netmap, l.key = m, k
+	if keyChanged {
+		l.node = key.NodePublic{}
+		if !k.IsZero() {
+			l.node = k.Public()
+		}
+	}
 	l.setRelays(keyChanged)
 	peers := l.setPeers()
 	l.step(path.SetPeers{Peers: peers})
@@ -293,7 +300,7 @@ func (l *loop) setRelays(keyChanged bool) {
 	u := l.u
 	old := *u.relays.Load()
 	now := map[int]*relay{}
-	if !l.key.IsZero() && l.netmap.Self.Key == l.key.Public() {
+	if !l.key.IsZero() && l.netmap.Self.Key == l.node {
 		for _, r := range l.netmap.Relays {
 			if !hasRelay(r) || r.ID <= 0 {
 				continue

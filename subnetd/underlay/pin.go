@@ -56,6 +56,7 @@ func (l *loop) adopt() {
 	for k, a := range l.u.cfg.Adopted {
 		l.takeRoam(k, a)
 	}
+	l.u.adopted.Store(true)
 }
 
 // takeRoam leaves the kernel where it is and asks the machine, which always
@@ -72,6 +73,7 @@ func (l *loop) takeRoam(k key.NodePublic, to netip.AddrPort) {
 	p.adrift = true
 	if !to.Addr().IsLoopback() {
 		p.pin.Store(&to)
+		l.u.movedAt(p)
 	}
 	l.step(path.Roamed{Peer: k, Addr: to})
 }
@@ -94,6 +96,7 @@ func (l *loop) pin(p *peer, use *path.Use) {
 func (l *loop) setPin(p *peer, to netip.AddrPort) {
 	p.adrift = false
 	p.pin.Store(&to)
+	l.u.movedAt(p)
 	l.u.cfg.OnUse(p.key, to)
 }
 

@@ -52,6 +52,8 @@ type Config struct {
 	// OnUse says where the kernel shall send to a peer from now on; calls come
 	// from the loop, in order, and must not block. Kernel mode needs it.
 	OnUse func(key.NodePublic, netip.AddrPort)
+	// OnDoor says that From may tell something new of a peer that Serve named. As OnUse.
+	OnDoor func()
 	// OnActive says that a peer speaks to us over UDP: the kernel's WireGuard may
 	// follow it to its address, and should be looked at for a while. As OnUse.
 	OnActive func()
@@ -101,12 +103,14 @@ type Underlay struct {
 	cfg   Config
 	start time.Time
 	disco key.DiscoPrivate
-	port  uint16  // by which the world knows us
-	inner uint16  // of the sockets: the same, but in kernel mode
-	v4    *socket // nil: family not there
+	known key.DiscoPublic // of disco; a router takes 4 million instructions to work it out
+	port  uint16          // by which the world knows us
+	inner uint16          // of the sockets: the same, but in kernel mode
+	v4    *socket         // nil: family not there
 	v6    *socket
 
 	conduit *conduit      // nil: userspace mode
+	adopted atomic.Bool   // the loop knows what Config's Adopted said
 	learned atomic.Uint32 // counts the facts we were told; what was derived from older ones is stale
 	trial   trial         // SelfTest
 
@@ -169,6 +173,9 @@ func New(cfg Config) (*Underlay, error) {
 	if cfg.OnActive == nil {
 		cfg.OnActive = func() {}
 	}
+	if cfg.OnDoor == nil {
+		cfg.OnDoor = func() {}
+	}
 	if cfg.Disco.IsZero() {
 		cfg.Disco = key.NewDisco()
 	}
@@ -178,7 +185,7 @@ func New(cfg Config) (*Underlay, error) {
 	}
 	port := cmp.Or(cfg.Public, inner)
 	u := &Underlay{
-		cfg: cfg, start: cfg.Now(), disco: cfg.Disco, port: port, inner: inner, v4: v4, v6: v6,
+		cfg: cfg, start: cfg.Now(), disco: cfg.Disco, known: cfg.Disco.Public(), port: port, inner: inner, v4: v4, v6: v6,
 		machine:     newMachine(),
 		wake:        make(chan struct{}, 1),
 		probes:      make(chan probe),
@@ -256,7 +263,7 @@ func (u *Underlay) sockets() []*socket {
 }
 
 // Disco is our disco key.
-func (u *Underlay) Disco() key.DiscoPublic { return u.disco.Public() }
+func (u *Underlay) Disco() key.DiscoPublic { return u.known }
 
 // SetNetmap gives peers and relays, and our node key, by which relays know us.
 // Relays are used only once the netmap's own node has that key.
