@@ -20,6 +20,7 @@ type Config struct {
 	Exit   Exit
 	Tunnel Tunnel
 	Home   Home
+	DNS    DNS
 	Web    Web
 }
 
@@ -51,11 +52,22 @@ type Tunnel struct {
 	Port   uint16 // 0: picked once at random and kept
 }
 
-// Exit says which ways to the internet are offered and used.
+// Exit says which ways to the internet are offered and used. Who asks for all
+// rows that are used, the short form (Use, Devices) among them, calls All.
 type Exit struct {
-	Offer   bool     // members of the mesh may reach the internet through here
-	Use     string   // the node through which the home does; "": none
-	Devices []string // MACs that do, in lower case with colons; empty: all and the router
+	Offer    bool      // members of the mesh may reach the internet through here
+	Rows     []ExitRow // the first that fits decides
+	Use      string    // the right side of a last row; "": there is none
+	Devices  []string  // its MACs, in lower case with colons; empty: lan and router
+	Priority uint32    // of the first of our policy rules; 0: found
+}
+
+// DNS is the answerer for the names of the mesh.
+type DNS struct {
+	Port           uint16   // on LAN, mesh and loopback addresses; 0: there is none
+	Hook           bool     // this machine's own resolver asks it
+	DnsmasqDir     string   // where dnsmasq reads files when it starts; "": found
+	DnsmasqRestart []string // the command that restarts it; empty: found
 }
 
 // Home is the coordinator in this router, for mesh.control = "home".
@@ -98,6 +110,7 @@ func Default() Config {
 		LAN:    LAN{Expose: ExposeChosen, SNAT: true},
 		Tunnel: Tunnel{Engine: "auto"},
 		Home:   Home{Listen: ":8410", Domain: "mesh.internal", STUN: ":3478"},
+		DNS:    DNS{Port: 5335, Hook: true},
 		Web:    Web{Listen: ":8411"},
 	}
 }

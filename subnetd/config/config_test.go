@@ -77,6 +77,10 @@ snat = false
 offer = true
 use = "far"
 devices = ["02:00:00:00:00:0A", "02-00-00-00-00-0b"]
+rows = ["02-00-00-00-00-0C , br-guest->Cabin.Mesh., direct", "lan,router -> 100.64.0.7 , far"]
+priority = 1280
+[dns]
+port = 5354
 [home]
 url = "https://home.example"
 listen = "127.0.0.1:1"
@@ -99,7 +103,10 @@ listen = "[::1]:80"
 		Mesh: Mesh{Control: "https://control.example:8443/x", Hostname: "door"},
 		LAN: LAN{Interfaces: []string{"br-lan", "eth0.2"}, Expose: ExposeAll, Devices: []Device{
 			{"", netip.MustParseAddr("192.168.1.20")}, {"printer", netip.MustParseAddr("192.168.1.21")}, {"printer", netip.MustParseAddr("fd00::20")}}},
-		Exit:   Exit{Offer: true, Use: "far", Devices: []string{"02:00:00:00:00:0a", "02:00:00:00:00:0b"}},
+		Exit: Exit{Offer: true, Use: "far", Devices: []string{"02:00:00:00:00:0a", "02:00:00:00:00:0b"}, Priority: 1280, Rows: []ExitRow{
+			{Sources{MACs: []string{"02:00:00:00:00:0c"}, Interfaces: []string{"br-guest"}}, []string{"cabin.mesh"}, true},
+			{Sources{LAN: true, Router: true}, []string{"100.64.0.7", "far"}, false}}},
+		DNS:    DNS{Port: 5354, Hook: true},
 		Tunnel: Tunnel{Engine: "kernel", Port: 41111},
 		Home: Home{URL: "https://home.example", Listen: "127.0.0.1:1", Domain: "x", PolicyFile: "/etc/policy",
 			CertFile: "/etc/cert.pem", KeyFile: "/etc/key.pem", ACMEDirectory: "https://acme.example/dir", STUN: "0.0.0.0:3479",
@@ -138,7 +145,7 @@ x = 1
 		`/etc/subnetd.toml:6: lan.devices is ["192.168.1.0/24"]; allowed is a list of single addresses, with or without a name, like ["192.168.1.20", "printer=192.168.1.21"]`,
 		`/etc/subnetd.toml:8: lan.snat is "yes"; allowed is true or false`,
 		`/etc/subnetd.toml:10: tunnel.port is 65536; allowed is a number from 0 to 65535; 0: picked once and kept`,
-		`/etc/subnetd.toml:11: colour is no section; allowed is [mesh], [lan], [exit], [tunnel], [home], [web]`,
+		`/etc/subnetd.toml:11: colour is no section; allowed is [mesh], [lan], [exit], [tunnel], [home], [dns], [web]`,
 	}
 	if diff := cmp.Diff(want, strings.Split(err.Error(), "\n")); diff != "" {
 		t.Fatal(diff)
@@ -268,7 +275,7 @@ func TestEdit(t *testing.T) {
 		{"empty section", "[lan]\n[web]\n", "lan", "snat", false, "[lan]\nsnat = false\n[web]\n"},
 		{"new section", "[lan]\nsnat = true", "tunnel", "port", 5, "[lan]\nsnat = true\n\n[tunnel]\nport = 5\n"},
 		{"list over lines", "[lan]\ndevices = [\n \"10.0.0.1\", # one\n]\nsnat = true\n", "lan", "devices", []string{"10.0.0.2", "fd00::2"},
-			"[lan]\ndevices = [\"10.0.0.2\", \"fd00::2\"]\nsnat = true\n"},
+			"[lan]\ndevices = [\n \"10.0.0.2\", # one\n \"fd00::2\",\n]\nsnat = true\n"},
 		{"empty list", "[lan]\ndevices = [\"10.0.0.1\"]\n", "lan", "devices", []string{}, "[lan]\ndevices = []\n"},
 		{"dotted", "lan.snat = true\n[web]\n", "lan", "expose", "all", "lan.snat = true\nlan.expose = \"all\"\n[web]\n"},
 		{"dotted replace", "lan.snat = true\n", "lan", "snat", false, "lan.snat = false\n"},

@@ -28,12 +28,23 @@ func Edit(src []byte, section, key string, value any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if items, ok := value.([]string); ok {
+		if out := doc.editList(section, key, items); out != nil && verify(doc.raw, out, section, key, want) == nil {
+			return out, nil
+		}
+		if doc, err = scan(src, "config"); err != nil { // verify writes into it
+			return nil, err
+		}
+	}
 	out := doc.edit(section, key, text)
 	if err := verify(doc.raw, out, section, key, want); err != nil {
 		return nil, err
 	}
 	return out, nil
 }
+
+// longLine is how long a list may be, in bytes, and stand in one line.
+const longLine = 72
 
 // literal gives a value as Parse sees it, and as it stands in the file.
 func literal(value any) (want any, text string, err error) {
@@ -51,7 +62,11 @@ func literal(value any) (want any, text string, err error) {
 		for _, s := range v {
 			items, texts = append(items, s), append(texts, quote(s))
 		}
-		return items, "[" + strings.Join(texts, ", ") + "]", nil
+		text = "[" + strings.Join(texts, ", ") + "]"
+		if len(text) > longLine {
+			text = "[\n  " + strings.Join(texts, ",\n  ") + ",\n]"
+		}
+		return items, text, nil
 	}
 	return nil, "", fmt.Errorf("a %T is no value for the file", value)
 }
@@ -88,6 +103,129 @@ func (d *document) edit(section, key, text string) []byte {
 		out = append(out, nl...)
 	}
 	return append(out, "["+section+"]"+nl+key+" = "+text+nl...)
+}
+
+// editList changes a list that stands in several lines value by value, so that the
+// lines of those that stay, and all comments, stay. Nil: it cannot.
+func (d *document) editList(section, key string, want []string) []byte {
+	i := slices.IndexFunc(d.entries, func(e entry) bool { return !e.header && slices.Equal(e.path, []string{section, key}) })
+	if i < 0 {
+		return nil
+	}
+	e := d.entries[i]
+	have, ok := textsOf(d.raw[section].(map[string]any)[key])
+	if !ok || len(have) != len(e.items) || !bytes.ContainsAny(d.src[e.value[0]:e.value[1]], "\n#") {
+		return nil
+	}
+	out, done := d.src[e.value[1]:], e.value[1] // what is behind done is in out
+	put := func(from, to int, text string) {
+		out = slices.Concat([]byte(text), d.src[min(to, done):done], out)
+		done = from
+	}
+	steps := differences(have, want)
+	for i := len(steps) - 1; i >= 0; i-- {
+		s := steps[i]
+		switch {
+		case s.add && s.drop:
+			put(e.items[s.have][0], e.items[s.have][1], quote(want[s.want]))
+		case s.drop:
+			put(d.around(e.items[s.have]))
+		case s.add:
+			at, text := d.place(e, s.have, quote(want[s.want]))
+			put(at, at, text)
+		}
+	}
+	return slices.Concat(d.src[:done], out)
+}
+
+// step is what becomes of one value of a list: have is dropped, want is added before
+// it or, with both, in its place.
+type step struct {
+	have, want int
+	add, drop  bool
+}
+
+// differences finds what leads from a to b and leaves most as it is.
+func differences(a, b []string) []step {
+	same := make([][]int, len(a)+1) // how much of a[i:] and b[j:] can stay
+	for i := range same {
+		same[i] = make([]int, len(b)+1)
+	}
+	for i := len(a) - 1; i >= 0; i-- {
+		for j := len(b) - 1; j >= 0; j-- {
+			if same[i][j] = max(same[i+1][j], same[i][j+1]); a[i] == b[j] {
+				same[i][j] = same[i+1][j+1] + 1
+			}
+		}
+	}
+	var out []step
+	for i, j := 0, 0; i < len(a) || j < len(b); {
+		switch {
+		case i < len(a) && j < len(b) && a[i] == b[j]:
+			i, j = i+1, j+1
+		case i < len(a) && j < len(b) && same[i][j] == same[i+1][j+1]:
+			out = append(out, step{have: i, want: j, add: true, drop: true})
+			i, j = i+1, j+1
+		case i < len(a) && (j == len(b) || same[i+1][j] >= same[i][j+1]):
+			out = append(out, step{have: i, drop: true})
+			i++
+		default:
+			out = append(out, step{have: i, want: j, add: true})
+			j++
+		}
+	}
+	return out
+}
+
+// around is a value with its comma, and with its line if that holds nothing else.
+func (d *document) around(item [2]int) (from, to int, text string) {
+	from, to = item[0], item[1]
+	rest := bytes.TrimLeft(d.src[to:], " \t")
+	if bytes.HasPrefix(rest, []byte(",")) {
+		to = len(d.src) - len(rest) + 1
+	}
+	line := bytes.LastIndexByte(d.src[:from], '\n') + 1
+	end := to
+	for end < len(d.src) && strings.IndexByte(" \t\r", d.src[end]) >= 0 {
+		end++
+	}
+	if len(bytes.TrimSpace(d.src[line:from])) == 0 && line > 0 && end < len(d.src) && d.src[end] == '\n' {
+		return line, end + 1, ""
+	}
+	return from, to, ""
+}
+
+// place is where a value goes that is to stand before the one with that number, or
+// behind all, and how it is written there: in a line of its own.
+func (d *document) place(e entry, before int, text string) (at int, line string) {
+	nl := d.newline()
+	if before < len(e.items) {
+		at = e.items[before][0]
+		return at, text + "," + nl + d.indent(at)
+	}
+	if before == 0 { // only comments are in it
+		at = bytes.LastIndexByte(d.src[:e.value[1]], '\n') + 1
+		return at, "  " + text + "," + nl
+	}
+	last := e.items[before-1]
+	comma := bytes.TrimLeft(d.src[last[1]:], " \t")
+	if !bytes.HasPrefix(comma, []byte(",")) {
+		return last[1], "," + nl + d.indent(last[0]) + text
+	}
+	at = len(d.src) - len(comma) + 1
+	if i := bytes.IndexAny(d.src[at:], "\n]"); i >= 0 && d.src[at+i] == '\n' {
+		return at + i + 1, d.indent(last[0]) + text + "," + nl // behind a comment of the last
+	}
+	return at, nl + d.indent(last[0]) + text
+}
+
+// indent is the space before what begins its line at the offset.
+func (d *document) indent(at int) string {
+	line := d.src[bytes.LastIndexByte(d.src[:at], '\n')+1 : at]
+	if len(bytes.TrimSpace(line)) > 0 {
+		return "  "
+	}
+	return string(line)
 }
 
 // insert puts a line after the one in which the offset lies.

@@ -42,13 +42,19 @@ func keys() []spec {
 			truth(func(c *Config, b bool) { c.LAN.SNAT = b })},
 		{"exit", "offer", `true or false`,
 			truth(func(c *Config, b bool) { c.Exit.Offer = b })},
-		{"exit", "use", `"" or the name of a node`,
-			text(orEmpty(isName), func(c *Config, s string) { c.Exit.Use = s })},
+		{"exit", "rows", `a list of rows "SOURCES -> EXITS" like ["02:00:00:00:00:01, br-guest -> cabin, direct", "lan, router -> cabin, far"]: ` +
+			`MAC addresses, LAN interfaces, lan, router -> nodes, the best first; at the end may be direct, else they are blocked while no exit is at hand`,
+			exitRows},
+		{"exit", "use", `"" or the name of a node, or several, the best first, like "cabin, far", with direct at the end if nothing shall be blocked`,
+			text(orEmpty(isExits), func(c *Config, s string) { c.Exit.Use = s })},
 		{"exit", "devices", `a list of MAC addresses like ["02:00:00:00:00:01"]`,
 			list(as(isMAC), func(c *Config, l []string) { c.Exit.Devices = lower(l) })},
+		{"exit", "priority", `0 (found), or a number from 1000 to 32000: our policy rules are there and just behind`,
+			number(func(n int64) bool { return n == 0 || n >= 1000 && n <= 32000 }, func(c *Config, n int64) { c.Exit.Priority = uint32(n) })},
 		{"tunnel", "engine", `"auto", "kernel" or "userspace"`,
 			text(oneOf("auto", "kernel", "userspace"), func(c *Config, s string) { c.Tunnel.Engine = s })},
-		{"tunnel", "port", `a number from 0 to 65535; 0: picked once and kept`, port},
+		{"tunnel", "port", `a number from 0 to 65535; 0: picked once and kept`,
+			number(func(n int64) bool { return n >= 0 && n <= 65535 }, func(c *Config, n int64) { c.Tunnel.Port = uint16(n) })},
 		{"home", "url", `"" or a URL like "https://home.example"`,
 			text(orEmpty(isURL), func(c *Config, s string) { c.Home.URL = s })},
 		{"home", "listen", `an address and port like ":8410"`,
@@ -69,6 +75,14 @@ func keys() []spec {
 			list(parseSplit, func(c *Config, l []Split) { c.Home.SplitDNS = l })},
 		{"home", "stun", `an address and port like ":3478"`,
 			text(isListen, func(c *Config, s string) { c.Home.STUN = s })},
+		{"dns", "port", `a number from 0 to 65535, but not 53; 0: no answerer`,
+			number(func(n int64) bool { return n >= 0 && n <= 65535 && n != 53 }, func(c *Config, n int64) { c.DNS.Port = uint16(n) })},
+		{"dns", "hook", `true or false`,
+			truth(func(c *Config, b bool) { c.DNS.Hook = b })},
+		{"dns", "dnsmasq_dir", `"" or the absolute path of a directory`,
+			text(orEmpty(isPath), func(c *Config, s string) { c.DNS.DnsmasqDir = s })},
+		{"dns", "dnsmasq_restart", `a command and its arguments like ["/etc/init.d/dnsmasq", "restart"]`,
+			list(as(func(s string) bool { return s != "" && len(s) <= 4095 && !strings.ContainsRune(s, 0) }), func(c *Config, l []string) { c.DNS.DnsmasqRestart = l })},
 		{"web", "listen", `an address and port like ":8411"`,
 			text(isListen, func(c *Config, s string) { c.Web.Listen = s })},
 	}
@@ -123,13 +137,43 @@ func as(ok func(string) bool) func(string) (string, bool) {
 	return func(s string) (string, bool) { return s, ok(s) }
 }
 
-func port(c *Config, v any) bool {
-	n, is := v.(int64)
-	if !is || n < 0 || n > 65535 {
+func number(ok func(int64) bool, set func(*Config, int64)) func(*Config, any) bool {
+	return func(c *Config, v any) bool {
+		n, is := v.(int64)
+		if !is || !ok(n) {
+			return false
+		}
+		set(c, n)
+		return true
+	}
+}
+
+// exitRows takes the rows if they are right together.
+func exitRows(c *Config, v any) bool {
+	texts, ok := textsOf(v)
+	if !ok {
 		return false
 	}
-	c.Tunnel.Port = uint16(n)
-	return true
+	rows, _, err := parseRows(texts)
+	c.Exit.Rows = rows
+	return err == nil
+}
+
+func textsOf(v any) (out []string, ok bool) {
+	items, ok := v.([]any)
+	for _, item := range items {
+		s, is := item.(string)
+		if !is {
+			return nil, false
+		}
+		out = append(out, s)
+	}
+	return out, ok
+}
+
+func isExits(s string) bool {
+	_, _, err := ParseExits(s)
+	return err == nil && len(s) <= 4095
 }
 
 func oneOf(allowed ...string) func(string) bool {

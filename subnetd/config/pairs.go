@@ -63,6 +63,9 @@ func finish(c *Config) []*Error {
 	if e := twice(c.LAN.Devices); e != nil {
 		mistakes = append(mistakes, e)
 	}
+	if why := bounds(c.Exit.All()); why != "" {
+		mistakes = append(mistakes, &Error{Key: "exit.rows", Problem: "with exit.use " + why, Allowed: "less"})
+	}
 	const both = "both of them or none"
 	switch h := c.Home; {
 	case h.CertFile != "" && h.KeyFile == "":

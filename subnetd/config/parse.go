@@ -24,6 +24,7 @@ type Error struct {
 	Key     string // like lan.expose; "": the file as a whole
 	Problem string
 	Allowed string // what would be right
+	item    int    // of a list that begins at Line, from 1; 0: all of it
 }
 
 func (e *Error) Error() string {
@@ -82,15 +83,15 @@ func check(doc document, file string) (Config, []*Error) {
 		allowed := keysOf(section)
 		switch {
 		case len(allowed) == 0:
-			mistakes = append(mistakes, &Error{file, doc.line(section), quoteKey(section), "is no section", "[" + strings.Join(sections(), "], [") + "]"})
+			mistakes = append(mistakes, &Error{File: file, Line: doc.line(section), Key: quoteKey(section), Problem: "is no section", Allowed: "[" + strings.Join(sections(), "], [") + "]"})
 			continue
 		case !isTable:
-			mistakes = append(mistakes, &Error{file, doc.line(section), quoteKey(section), "is " + show(v), "a section [" + section + "]"})
+			mistakes = append(mistakes, &Error{File: file, Line: doc.line(section), Key: quoteKey(section), Problem: "is " + show(v), Allowed: "a section [" + section + "]"})
 			continue
 		}
 		for key, v := range table {
 			if e := set(&c, section, key, v); e != nil {
-				e.File, e.Line = file, doc.line(section, key)
+				e.File, e.Line = file, doc.itemLine(e.item, section, key)
 				mistakes = append(mistakes, e)
 			}
 		}
@@ -118,10 +119,15 @@ func set(c *Config, section, key string, v any) *Error {
 		if k.section != section || k.key != key {
 			continue
 		}
-		if !k.set(c, v) {
-			return &Error{Key: name, Problem: "is " + show(v), Allowed: k.allowed}
+		if k.set(c, v) {
+			return nil
 		}
-		return nil
+		e := &Error{Key: name, Problem: "is " + show(v), Allowed: k.allowed}
+		if texts, ok := textsOf(v); ok && name == "exit.rows" {
+			_, item, err := parseRows(texts)
+			e.Problem, e.item = err.Error(), item
+		}
+		return e
 	}
 	return &Error{Key: name, Problem: "is no key of this section", Allowed: strings.Join(keysOf(section), ", ")}
 }

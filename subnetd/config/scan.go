@@ -25,6 +25,7 @@ type entry struct {
 	prefix int      // how many of path came from the table header above
 	line   int      // from 1
 	value  [2]int   // offsets of the value's first byte and of the one after its last; header: of its key
+	items  [][2]int // the same of each value in a list
 }
 
 // scan understands src, and fails with an *Error if it is not TOML.
@@ -104,7 +105,7 @@ func (d *document) keyValue(n *unstable.Node, table []string, inline bool) {
 	for d.src[start] == ' ' || d.src[start] == '\t' {
 		start++
 	}
-	d.add(entry{path: path, prefix: len(table), inline: inline, value: [2]int{start, int(n.Raw.Offset + n.Raw.Length)}})
+	d.add(entry{path: path, prefix: len(table), inline: inline, value: [2]int{start, int(n.Raw.Offset + n.Raw.Length)}, items: itemsOf(n.Value())})
 	if n.Value().Kind != unstable.InlineTable {
 		return
 	}
@@ -113,6 +114,31 @@ func (d *document) keyValue(n *unstable.Node, table []string, inline bool) {
 			d.keyValue(child, path, true)
 		}
 	}
+}
+
+// itemsOf is where the texts and numbers of a list are; nil if it has others.
+func itemsOf(n *unstable.Node) (out [][2]int) {
+	if n.Kind != unstable.Array {
+		return nil
+	}
+	for it := n.Children(); it.Next(); {
+		raw := it.Node().Raw
+		if raw.Length == 0 {
+			return nil
+		}
+		out = append(out, [2]int{int(raw.Offset), int(raw.Offset + raw.Length)})
+	}
+	return out
+}
+
+// itemLine is the line of a list's value, from 1, or of all of it.
+func (d *document) itemLine(item int, path ...string) int {
+	for _, e := range d.entries {
+		if slices.Equal(e.path, path) && item > 0 && item <= len(e.items) {
+			return d.lineAt(e.items[item-1][0])
+		}
+	}
+	return d.line(path...)
 }
 
 // line is where a path is first spoken of; 0 if nowhere.

@@ -60,6 +60,7 @@ type Snapshot struct {
 	KeyExpiry    time.Time        `json:"keyExpiry,omitzero"`
 	Engine       string           `json:"engine,omitempty"`
 	EngineReason string           `json:"engineReason,omitempty"`
+	Resolver     string           `json:"resolver,omitempty"` // of this machine that asks for the mesh's names, or why none does
 	Port         uint16           `json:"port,omitempty"`
 	Endpoints    []netip.AddrPort `json:"endpoints,omitempty"`
 	HomeRelay    string           `json:"homeRelay,omitempty"`
@@ -68,5 +69,6 @@ type Snapshot struct {
 	Exposed      []netip.Prefix   `json:"exposed,omitempty"`  // offered to the mesh
 	Approved     []netip.Prefix   `json:"approved,omitempty"` // and accepted by the coordinator
 	Peers        []Peer           `json:"peers"`
+	Exits        Exits            `json:"exits"`
 	Problems     []Problem        `json:"problems"`
 }
