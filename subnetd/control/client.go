@@ -58,6 +58,9 @@ type Host struct {
 	V6            bool               // IPv6 to the internet works
 	MappingVaries bool               // the NAT maps by destination
 	Latency       map[string]float64 // seconds by "<region>-v4" or "-v6"
+	// Ports at our mesh addresses where members ask this node itself (peerapi), for
+	// names too; 0: none.
+	PeerAPI4, PeerAPI6 uint16
 }
 
 // Endpoint is an address at which this node may be reached.

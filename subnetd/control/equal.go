@@ -40,7 +40,7 @@ func equalRegions(a, b mesh.RelayRegion) bool {
 
 func equalNames(a, b mesh.Names) bool {
 	return a.MagicDNS == b.MagicDNS && slices.Equal(a.Search, b.Search) && slices.Equal(a.Records, b.Records) &&
-		slices.Equal(a.Upstream, b.Upstream) && maps.EqualFunc(a.Routes, b.Routes, slices.Equal[[]string])
+		slices.Equal(a.Upstream, b.Upstream) && slices.Equal(a.Hidden, b.Hidden) && maps.EqualFunc(a.Routes, b.Routes, slices.Equal[[]string])
 }
 
 func equalRules(a, b []mesh.Rule) bool {

@@ -235,6 +235,22 @@ func (c *Client) hostinfo(h Host) *tailcfg.Hostinfo {
 	ni.MappingVariesByDestIP.Set(h.MappingVaries)
 	return &tailcfg.Hostinfo{
 		IPNVersion: c.cfg.Version, Hostname: h.Hostname, OS: "linux", GoArch: runtime.GOARCH,
-		RoutableIPs: h.Routes, NetInfo: ni,
+		RoutableIPs: h.Routes, NetInfo: ni, Services: services(h),
 	}
+}
+
+// services is what this node does for its peers. A port of 1 for the last says
+// only that it is there.
+func services(h Host) []tailcfg.Service {
+	var out []tailcfg.Service
+	if h.PeerAPI4 != 0 {
+		out = append(out, tailcfg.Service{Proto: tailcfg.PeerAPI4, Port: h.PeerAPI4})
+	}
+	if h.PeerAPI6 != 0 {
+		out = append(out, tailcfg.Service{Proto: tailcfg.PeerAPI6, Port: h.PeerAPI6})
+	}
+	if len(out) > 0 {
+		out = append(out, tailcfg.Service{Proto: tailcfg.PeerAPIDNS, Port: 1})
+	}
+	return out
 }

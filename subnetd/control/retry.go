@@ -88,7 +88,7 @@ func (c *Client) pause(ctx context.Context, d time.Duration) {
 func equalHosts(a, b Host) bool {
 	return a.Hostname == b.Hostname && slices.Equal(a.Routes, b.Routes) && slices.Equal(a.Endpoints, b.Endpoints) &&
 		a.HomeRelay == b.HomeRelay && a.UDP == b.UDP && a.V6 == b.V6 && a.MappingVaries == b.MappingVaries &&
-		maps.Equal(a.Latency, b.Latency)
+		maps.Equal(a.Latency, b.Latency) && a.PeerAPI4 == b.PeerAPI4 && a.PeerAPI6 == b.PeerAPI6
 }
 
 func cloneHost(h Host) Host {

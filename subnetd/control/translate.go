@@ -123,7 +123,7 @@ func relayNodeOf(n *tailcfg.DERPNode) mesh.RelayNode {
 }
 
 func namesOf(c *tailcfg.DNSConfig) mesh.Names {
-	out := mesh.Names{MagicDNS: c.Proxied, Search: c.Domains, Upstream: resolvers(c.Resolvers)}
+	out := mesh.Names{MagicDNS: c.Proxied, Search: c.Domains, Upstream: resolvers(c.Resolvers), Hidden: c.ExitNodeFilteredSet}
 	for _, r := range c.ExtraRecords {
 		a, err := netip.ParseAddr(r.Value)
 		if err == nil && (r.Type == "" || r.Type == "A" && a.Is4() || r.Type == "AAAA" && a.Is6()) {

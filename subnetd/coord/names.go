@@ -80,8 +80,8 @@ func (d *draft) dnsConfig(domain string, nodes []*node) *tailcfg.DNSConfig {
 	}
 	for _, n := range nodes {
 		for _, dev := range n.Devices {
-			for _, a := range dev.addresses() {
-				c.ExtraRecords = append(c.ExtraRecords, extra(dev.Name+"."+domain, a))
+			for _, a := range dev.addresses() { // in the mesh, and in its home
+				c.ExtraRecords = append(c.ExtraRecords, extra(dev.Name+"."+domain, a), extra(dev.Name+"."+n.Name+"."+domain, a))
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +77,13 @@ func TestRename(t *testing.T) {
 		n, err := m.c.Rename(t.Context(), "A."+strings.ToUpper(domain)+".", "Kitchen")
 		if err != nil || n.Name != "kitchen."+domain {
 			t.Fatalf("%+v, %v", n, err)
+		}
+		var devices []string
+		for _, r := range m.c.snap.Load().dns.ExtraRecords {
+			devices = append(devices, r.Name)
+		}
+		if want := []string{"tv.kitchen." + domain, "tv." + domain}; !slices.Equal(devices, want) {
+			t.Errorf("devices are called %q, want %q", devices, want)
 		}
 		a.host.Hostname = "other"
 		a.mustTell()

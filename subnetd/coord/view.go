@@ -111,6 +111,7 @@ func sameRules(a, b *node) bool {
 		slices.Equal(a.rules.Routes, b.rules.Routes) && slices.Equal(a.Devices, b.Devices)
 }
 
+// sameDevices reports whether a node's devices have the names that they had.
 func sameDevices(a, b *node) bool {
 	var was, is []device
 	if a != nil {
@@ -119,7 +120,7 @@ func sameDevices(a, b *node) bool {
 	if b != nil {
 		is = b.Devices
 	}
-	return slices.Equal(was, is)
+	return slices.Equal(was, is) && (len(is) == 0 || a.Name == b.Name)
 }
 
 // compiled is a policy's answer for the nodes of a snapshot.

@@ -126,9 +126,15 @@ func (e *Engine) SetDevices(ds []mesh.Device) { e.update(func() { e.in.Devices =
 // SetPort says by which UDP port of this router the world reaches us.
 func (e *Engine) SetPort(p uint16) { e.update(func() { e.in.Port = p }) }
 
+// SetPeerAPI says on which TCP port of ours members ask this node itself.
+func (e *Engine) SetPeerAPI(p uint16) { e.update(func() { e.in.PeerAPI = p }) }
+
 // SetShare says whether that port is WireGuard's in the kernel, and where we are
 // then; zero: it is ours alone.
 func (e *Engine) SetShare(s host.PortShare) { e.update(func() { e.in.Share = s }) }
+
+// SetExits replaces what is known of exits beside the netmap.
+func (e *Engine) SetExits(x map[key.NodePublic]plan.Exit) { e.update(func() { e.in.Exits = x }) }
 
 // SetEngine says which engine moves the packets, and why that one, in one sentence.
 func (e *Engine) SetEngine(name, reason string) {
@@ -163,6 +169,20 @@ func (e *Engine) SetProblem(code, text, fix string) {
 		e.extra[i].Text, e.extra[i].Fix = text, fix
 	}
 	e.publish()
+}
+
+// Begin makes the first plan, before Run applies it: what follows from it is known
+// when others start, so that the coordinator is not told of a router that offers
+// nothing yet, and takes its routes away.
+func (e *Engine) Begin() {
+	p, _ := e.compile()
+	e.mu.Lock()
+	e.plan = p
+	e.publish()
+	e.mu.Unlock()
+	if e.cfg.Planned != nil {
+		e.cfg.Planned(p)
+	}
 }
 
 // Run is the loop; it ends with ctx and leaves the router as it is.
@@ -213,6 +233,7 @@ func (e *Engine) wasTouched() bool {
 func (e *Engine) compile() (p plan.Plan, news uint64) {
 	e.mu.Lock()
 	in, news := e.in, e.news
+	in.Ways = e.plan.Ways
 	e.mu.Unlock()
 	in.Now = e.cfg.Now()
 	return plan.Compile(in), news

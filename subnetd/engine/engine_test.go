@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"subnetd/subnetd/config"
+	"subnetd/subnetd/exit"
 	"subnetd/subnetd/host"
 	"subnetd/subnetd/mesh"
+	"subnetd/subnetd/plan"
 	"subnetd/subnetd/status"
 
 	"tailscale.com/types/key"
@@ -80,6 +82,32 @@ func TestAppliesOnceAndAgainOnChange(t *testing.T) {
 		if len(h.told) != 3 || h.told[2].Tunnel.Name != "" {
 			t.Fatalf("after leaving: %+v", h.told)
 		}
+	})
+}
+
+// TestBegin: what is offered to the mesh is told before anything is applied, and applied once.
+func TestBegin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hands{}
+		var offered [][]netip.Prefix
+		e := New(Config{Apply: h.set, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+			Planned: func(p plan.Plan) { offered = append(offered, p.Offer) }})
+		lan := netip.MustParsePrefix("192.168.77.1/24")
+		e.SetConfig(config.Config{LAN: config.LAN{Expose: config.ExposeAll}})
+		e.SetFacts(host.Facts{Interfaces: []host.Interface{{Name: "br-lan", Bridge: true, Up: true, Addrs: []netip.Prefix{lan}}}})
+		e.SetNetmap(netmap(time.Time{}), key.NewNode())
+		e.Begin()
+		if len(offered) != 1 || len(offered[0]) != 1 || offered[0][0] != lan.Masked() || len(e.Plan().LANs) != 1 || len(h.told) != 0 {
+			t.Fatalf("offered %v, plan %+v, applied %d times", offered, e.Plan(), len(h.told))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { _ = e.Run(ctx) }()
+		synctest.Wait()
+		if h.mu.Lock(); len(h.told) != 1 {
+			t.Errorf("applied %d times, want once", len(h.told))
+		}
+		h.mu.Unlock()
 	})
 }
 
@@ -251,6 +279,43 @@ func TestTunnelEngine(t *testing.T) {
 		synctest.Wait()
 		if got := h.told[len(h.told)-1].Firewall.Share; got != want {
 			t.Errorf("planned %+v", got)
+		}
+	})
+}
+
+// TestExits: what is known of exits is planned at once, and told; lists of exits keep
+// their numbers from plan to plan.
+func TestExits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hands{}
+		e := start(t, h)
+		far := key.NewNode().Public()
+		nm := netmap(time.Time{})
+		nm.Peers = []mesh.Node{{ID: 2, Name: "far.mesh.", Key: far, Addresses: []netip.Prefix{netip.MustParsePrefix("100.64.0.2/32")},
+			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("100.64.0.2/32"), netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}}}
+		e.SetNetmap(nm, key.NewNode())
+		rows := []config.ExitRow{{Sources: config.Sources{Router: true}}, {Sources: config.Sources{LAN: true}, Exits: []string{"far"}}}
+		e.SetConfig(config.Config{Exit: config.Exit{Rows: rows}})
+		last := func() host.Config {
+			synctest.Wait()
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return h.told[len(h.told)-1]
+		}
+		if c := last(); len(c.Tunnel.Exits) != 1 || c.Route.Ways[1].Interface != c.Tunnel.Exits[0].Name {
+			t.Fatalf("%+v", c)
+		}
+		e.SetExits(map[key.NodePublic]plan.Exit{far: {Health: exit.Health{State: exit.Dead}}})
+		if c := last(); len(c.Tunnel.Exits) != 1 || c.Route.Ways[1] != (host.Way{Block: true}) {
+			t.Fatalf("of a dead exit: %+v", c)
+		}
+		s := e.Status().Exits
+		if len(s.Rows) != 2 || s.Rows[1].Now != status.ExitBlocked || len(s.There) != 1 {
+			t.Fatalf("%+v", s)
+		}
+		e.SetConfig(config.Config{Exit: config.Exit{Rows: rows[1:]}})
+		if c := last(); c.Firewall.Sources[0].Way != 1 {
+			t.Fatalf("the number of a way is another: %+v", c.Firewall.Sources)
 		}
 	})
 }

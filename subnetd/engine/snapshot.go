@@ -29,8 +29,12 @@ func (e *Engine) Status() status.Snapshot {
 		LANs:         e.plan.LANs,
 		Exposed:      e.plan.Offer,
 		Approved:     e.plan.Approved,
-		Peers:        []status.Peer{},
-		Problems:     slices.Concat([]status.Problem{}, e.extra, e.plan.Problems),
+		Exits: status.Exits{
+			Offer: e.in.Config.Exit.Offer, Approved: e.plan.Host.Firewall.Internet,
+			Rows: append([]status.ExitRow{}, e.plan.Exits...), There: append([]string{}, e.plan.There...),
+		},
+		Peers:    []status.Peer{},
+		Problems: slices.Concat([]status.Problem{}, e.extra, e.plan.Problems),
 	}
 	nm, err := e.in.Netmap, e.applyErr
 	e.mu.Unlock()

@@ -156,7 +156,7 @@ func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) 
 // has yet to act. A device with a mesh address needs no approval.
 func (p *Plan) warnUnapproved(in Inputs, devices []host.DeviceMap) {
 	var missing, offer []string
-	for _, o := range p.Offer {
+	for _, o := range lanOnly(p.Offer) {
 		offer = append(offer, o.String())
 		device := o.IsSingleIP() && slices.ContainsFunc(devices, func(d host.DeviceMap) bool { return d.LAN == o.Addr() })
 		if !device && !slices.Contains(p.Approved, o) {

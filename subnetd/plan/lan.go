@@ -23,7 +23,7 @@ func lanInterfaces(c config.LAN, f host.Facts, p *Plan) []host.Interface {
 	}
 	var out []host.Interface
 	for _, i := range f.Interfaces {
-		if i.Up && !excluded(i.Name) && !isWAN(f, i.Name) && (i.Bridge || len(f.Defaults) > 0) && len(prefixesOf([]host.Interface{i})) > 0 && hasPrivate(i) {
+		if i.Up && !excluded(i.Name) && !isOurs(i.Name) && !isWAN(f, i.Name) && (i.Bridge || len(f.Defaults) > 0) && len(prefixesOf([]host.Interface{i})) > 0 && hasPrivate(i) {
 			out = append(out, i)
 		}
 	}
@@ -33,6 +33,10 @@ func lanInterfaces(c config.LAN, f host.Facts, p *Plan) []host.Interface {
 func named(names []string, f host.Facts, p *Plan) []host.Interface {
 	var out []host.Interface
 	for _, name := range names {
+		if isOurs(name) {
+			p.problem("lan-missing", fmt.Sprintf("The interface %q of lan.interfaces is the mesh's own.", name), "Correct lan.interfaces.")
+			continue
+		}
 		i := slices.IndexFunc(f.Interfaces, func(i host.Interface) bool { return i.Name == name })
 		if i < 0 {
 			p.problem("lan-missing", fmt.Sprintf("The LAN interface %q of lan.interfaces does not exist on this router.", name), "Correct lan.interfaces or plug the interface in.")
@@ -74,7 +78,7 @@ func prefixesOf(is []host.Interface) []netip.Prefix {
 func blocked(f host.Facts) []netip.Prefix {
 	var own []host.Interface
 	for _, i := range f.Interfaces {
-		if i.Name != host.DefaultInterface && i.Name != "lo" {
+		if !isOurs(i.Name) && i.Name != "lo" {
 			own = append(own, i)
 		}
 	}

@@ -80,6 +80,12 @@ func TestOffer(t *testing.T) {
 			want: prefixes("172.17.0.0/16"), problems: []string{"lan-missing"}},
 		{name: "private WAN is no LAN", lan: config.LAN{Expose: config.ExposeAll}, want: prefixes("192.168.77.0/24", "fd77:77::/64"),
 			change: func(f *host.Facts) { f.Interfaces[1].Addrs = prefixes("192.168.1.7/24") }},
+		{name: "an exit tunnel is no LAN", lan: config.LAN{Expose: config.ExposeAll}, want: prefixes("192.168.77.0/24", "fd77:77::/64"),
+			change: func(f *host.Facts) {
+				f.Interfaces = append(f.Interfaces, host.Interface{Index: 7, Name: "mesh-0123abcd", Up: true, Addrs: prefixes("10.64.0.1/24")})
+			}},
+		{name: "named, but the mesh's own", lan: config.LAN{Expose: config.ExposeAll, Interfaces: []string{"br-lan", "mesh0"}},
+			want: prefixes("192.168.77.0/24", "fd77:77::/64"), problems: []string{"lan-missing"}},
 		{name: "followed", lan: config.LAN{Expose: config.ExposeAll}, want: prefixes("192.168.5.0/24"),
 			change: func(f *host.Facts) { f.Interfaces[2].Addrs = prefixes("192.168.5.1/24") }},
 		{name: "down", lan: config.LAN{Expose: config.ExposeAll}, change: func(f *host.Facts) { f.Interfaces[2].Up = false }},
@@ -132,7 +138,7 @@ func TestCompileJoined(t *testing.T) {
 // it is there until the owner says `down`.
 func TestShare(t *testing.T) {
 	share := host.PortShare{Outer: 41001, Inner: 7001}
-	eq := cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}, key.NodePublic{})
+	eq := cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}, netip.AddrPort{}, key.NodePublic{})
 	for name, change := range map[string]func(*Inputs){
 		"joined":       func(*Inputs) {},
 		"no netmap":    func(in *Inputs) { in.Netmap = nil },

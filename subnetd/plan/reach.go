@@ -83,7 +83,7 @@ func nearest(f host.Facts, lans []string, listen netip.Addr) []netip.Addr {
 	ranks := map[netip.Addr]int{}
 	for _, i := range f.Interfaces {
 		for _, p := range i.Addrs {
-			if a := p.Addr(); i.Up && i.Name != host.DefaultInterface && a.IsGlobalUnicast() {
+			if a := p.Addr(); i.Up && !isOurs(i.Name) && a.IsGlobalUnicast() {
 				out, ranks[a] = append(out, a), rank(i.Name, a)
 			}
 		}

@@ -15,7 +15,7 @@ import (
 func WANAddrs(f host.Facts, lans []string) []netip.Addr {
 	var out []netip.Addr
 	for _, i := range f.Interfaces {
-		if !isWAN(f, i.Name) || i.Name == host.DefaultInterface || slices.Contains(lans, i.Name) {
+		if !isWAN(f, i.Name) || isOurs(i.Name) || slices.Contains(lans, i.Name) {
 			continue
 		}
 		for _, p := range i.Addrs {
