@@ -16,9 +16,12 @@ import (
 const (
 	saveAfter = 200 * time.Millisecond // news come in bursts; a crash loses no more than that
 
-	// flash wears out: after saveBurst writes one each saveEvery
-	saveEvery = time.Minute
-	saveBurst = 10
+	// flash wears out: after saveBurst writes one each saveEvery; of news that decide
+	// who gets in, after decideBurst one each decideEvery
+	saveEvery   = time.Minute
+	saveBurst   = 10
+	decideEvery = 20 * time.Second
+	decideBurst = 30
 )
 
 // savedNetmap is the netmap on disk, with the coordinator it came from.
@@ -28,13 +31,17 @@ type savedNetmap struct {
 }
 
 // netmapCache keeps the last netmap on disk. What changes all the time and is
-// learned anew anyway (who is online) is not worth a write.
+// learned anew anyway (who is online) is not worth a write. What the kernel's rules
+// are made of does not wait behind what changes often: a daemon that starts with an
+// older netmap would put an older policy in force.
 type netmapCache struct {
 	dir  *state.Dir
 	log  *slog.Logger
 	wake chan struct{}
 	// trouble is told why the netmap could not be kept, "" when it could.
 	trouble func(string)
+
+	written savedNetmap // of load, then of Run: what the disk has
 
 	mu   sync.Mutex // guards next
 	next savedNetmap
@@ -56,6 +63,7 @@ func (c *netmapCache) load(control string) *mesh.Netmap {
 	if s.Control != control {
 		return nil
 	}
+	c.written = s
 	return s.Netmap
 }
 
@@ -72,30 +80,45 @@ func (c *netmapCache) put(control string, nm *mesh.Netmap) {
 
 // Run writes soon what put left, but spares the flash, and once more at the end.
 func (c *netmapCache) Run(ctx context.Context) error {
-	budget := rate.NewLimiter(rate.Every(saveEvery), saveBurst)
-	var retry <-chan time.Time
-	var written savedNetmap
+	often := rate.NewLimiter(rate.Every(saveEvery), saveBurst)
+	decisions := rate.NewLimiter(rate.Every(decideEvery), decideBurst)
+	var due <-chan time.Time // the next write
+	urgent := false          // that is for news that decide
 	for {
 		select {
 		case <-ctx.Done():
-			_ = c.write(&written)
+			_ = c.write()
 			return nil
 		case <-c.wake:
-		case <-retry:
+			switch next := c.pending(); {
+			case !urgent && c.decides(next):
+				due, urgent = time.After(max(c.patience(next), decisions.Reserve().Delay())), true
+			case due == nil && !reflect.DeepEqual(c.written, next):
+				due = time.After(max(saveAfter, often.Reserve().Delay()))
+			}
+			continue
+		case <-due:
 		}
-		retry = nil
-		if pause(ctx, saveAfter) && pause(ctx, c.due(&written, budget)) && !c.write(&written) {
-			retry = time.After(saveEvery)
+		due, urgent = nil, false
+		if !c.write() {
+			due = time.After(saveEvery)
 		}
 	}
 }
 
-// due is how long the flash shall still be spared.
-func (c *netmapCache) due(last *savedNetmap, budget *rate.Limiter) time.Duration {
-	if reflect.DeepEqual(*last, c.pending()) {
+// decides reports whether the router has other rules, peers or routes with next than
+// with what is on disk.
+func (c *netmapCache) decides(next savedNetmap) bool {
+	return c.written.Control != next.Control || !reflect.DeepEqual(deciding(c.written.Netmap), deciding(next.Netmap))
+}
+
+// patience is for how long more news may be awaited: for none, if somebody's rights
+// are others.
+func (c *netmapCache) patience(next savedNetmap) time.Duration {
+	if c.written.Netmap == nil || next.Netmap == nil || !reflect.DeepEqual(c.written.Netmap.Filter, next.Netmap.Filter) {
 		return 0
 	}
-	return budget.Reserve().Delay()
+	return saveAfter
 }
 
 func (c *netmapCache) pending() savedNetmap {
@@ -105,9 +128,9 @@ func (c *netmapCache) pending() savedNetmap {
 }
 
 // write reports whether the disk holds what it shall.
-func (c *netmapCache) write(last *savedNetmap) bool {
+func (c *netmapCache) write() bool {
 	next := c.pending()
-	if next.Control == "" || reflect.DeepEqual(*last, next) {
+	if next.Control == "" || reflect.DeepEqual(c.written, next) {
 		return true
 	}
 	if err := c.dir.Save("netmap", next); err != nil {
@@ -116,21 +139,8 @@ func (c *netmapCache) write(last *savedNetmap) bool {
 		return false
 	}
 	c.trouble("")
-	*last = next
+	c.written = next
 	return true
-}
-
-// pause reports whether so much time passed before ctx ended.
-func pause(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return true
-	}
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
 }
 
 // lasting is the netmap without what passes.
@@ -147,4 +157,25 @@ func lasting(nm *mesh.Netmap) *mesh.Netmap {
 		out.Peers[i] = p
 	}
 	return &out
+}
+
+// deciding is the netmap without what says only how to find somebody, or of what kind
+// he is.
+func deciding(nm *mesh.Netmap) *mesh.Netmap {
+	if nm == nil {
+		return nil
+	}
+	out := *nm
+	out.Relays, out.Users, out.Names = nil, nil, mesh.Names{}
+	out.Self = bare(nm.Self)
+	out.Peers = make([]mesh.Node, len(nm.Peers))
+	for i := range nm.Peers {
+		out.Peers[i] = bare(nm.Peers[i])
+	}
+	return &out
+}
+
+func bare(n mesh.Node) mesh.Node {
+	n.Endpoints, n.HomeRelay, n.Cap, n.OS = nil, 0, 0, ""
+	return n
 }

@@ -25,6 +25,7 @@ func (d *daemon) funcs() api.Funcs {
 		Netcheck: d.netcheck,
 		Debug:    d.debug,
 		Home:     d.home.calls,
+		Exit:     api.Exit{Use: d.exitUse, Off: d.exitOff, Offer: d.exitOffer, Test: d.exitTest},
 	}
 }
 

@@ -74,7 +74,7 @@ func (d *daemon) openUserspace(id *state.Identity) error {
 	if err != nil {
 		return err
 	}
-	d.under, d.carrier = u, tunnel.NewUserspace(d.logger("tunnel"), u)
+	d.under, d.carrier = u, tunnel.NewUserspaces(d.logger("tunnel"), u)
 	return nil
 }
 
@@ -90,11 +90,13 @@ func (d *daemon) openKernel(id *state.Identity, fw *firewall.Firewall) (host.Por
 	if err != nil {
 		return host.PortShare{}, err
 	}
-	var k *tunnel.Kernel
+	var k *tunnel.Kernels
+	exits := newDoors(d.logger("doors"), port, fw.SetExits, left)
 	c := d.underlayConfig(id)
 	c.Port, c.Public, c.Conduit, c.Adopted = id.Inner, port, id.Conduit, left.Direct
 	c.OnUse = func(peer key.NodePublic, to netip.AddrPort) { k.Pin(peer, to) }
 	c.OnActive = func() { k.Look() }
+	c.OnDoor = exits.look
 	u, err := underlay.New(c)
 	if err != nil {
 		c.Port = 0
@@ -103,25 +105,38 @@ func (d *daemon) openKernel(id *state.Identity, fw *firewall.Firewall) (host.Por
 		}
 	}
 	share := host.PortShare{Outer: port, Inner: u.Inner()}
-	if err := shares(u, fw, share); err != nil {
-		return host.PortShare{}, errors.Join(err, u.Close(), fw.SetShare(context.Background(), host.PortShare{}))
+	if err := shares(u, fw, share, exits, left.Port == port); err != nil {
+		none := context.Background()
+		return host.PortShare{}, errors.Join(err, u.Close(), fw.SetShare(none, host.PortShare{}), fw.SetExits(none, 0, nil))
 	}
-	k = tunnel.NewKernel(d.logger("tunnel"), port, host.Mark, u)
+	k = tunnel.NewKernels(d.logger("tunnel"), port, host.Mark, exits)
 	k.Adopt(left)
 	d.under, d.carrier = u, k
-	d.tasks = append(d.tasks, k)
+	d.tasks = append(d.tasks, k, exits)
 	d.keepPorts(id)
 	return share, nil
 }
 
-// shares has nftables share the port, and sees whether it does.
-func shares(u *underlay.Underlay, fw *firewall.Firewall, s host.PortShare) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+// shares has nftables share the port, and sees whether it does. A machine that is busy
+// is tried again; where it has worked before, as there is an interface of ours, for
+// longer: to give up takes away what carries packets meanwhile.
+func shares(u *underlay.Underlay, fw *firewall.Firewall, s host.PortShare, exits *doors, worked bool) error {
+	tries, limit := 2, 5*time.Second
+	if worked {
+		tries, limit = 20, 30*time.Second
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if err := fw.SetShare(ctx, s); err != nil {
+	err := errors.Join(fw.SetShare(ctx, s), exits.open(ctx, u))
+	if err != nil {
 		return err
 	}
-	return u.SelfTest(ctx)
+	for range tries {
+		if err = u.SelfTest(ctx); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // kernelPort is the port for the kernel's WireGuard: the one that an interface of

@@ -8,19 +8,24 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	"subnetd/subnetd/api"
 	"subnetd/subnetd/cli"
 	"subnetd/subnetd/config"
+	"subnetd/subnetd/dns"
 	"subnetd/subnetd/engine"
 	"subnetd/subnetd/host"
 	"subnetd/subnetd/host/apply"
+	hostdns "subnetd/subnetd/host/dns"
 	"subnetd/subnetd/host/firewall"
 	"subnetd/subnetd/host/route"
 	"subnetd/subnetd/host/watch"
 	"subnetd/subnetd/mesh"
+	"subnetd/subnetd/peerapi"
 	"subnetd/subnetd/plan"
 	"subnetd/subnetd/state"
 	"subnetd/subnetd/status"
@@ -48,6 +53,11 @@ type daemon struct {
 	cache   *netmapCache
 	member  *member
 	home    *home
+	exits   *exits
+	watch   *watch.Watcher
+	names   *dns.Server
+	hook    *hostdns.Hand
+	peers   *peerapi.Server
 	// started is a trouble found before there was anybody to tell.
 	started string
 
@@ -63,26 +73,37 @@ type daemon struct {
 	paths map[key.NodePublic]mesh.Path
 }
 
-// run is `subnetd run`: it builds the parts, then serves them until a signal.
-func run(opts cli.RunOptions) error {
+// run is `subnetd run`: it builds the parts, then serves them until ctx ends.
+//
+// Whoever sends a signal does not know whether the daemon starts, serves or
+// stops: SIGHUP is ours from here to the end of the process, so that it never
+// ends it. One that comes before anybody follows it waits in the channel. Nor
+// does the mesh end with whoever reads our log.
+func run(ctx context.Context, opts cli.RunOptions) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	signal.Ignore(syscall.SIGPIPE)
 	d, err := build(opts)
 	if err != nil {
 		return err
 	}
 	defer d.dir.Close()
+	defer context.AfterFunc(ctx, func() { d.log.Info("stopping", "cause", context.Cause(ctx)) })()
 	d.restore()
-	err = task.Serve(context.Background(), d.log, append(d.tasks,
-		task.Signals(d.log),
-		task.Func("configuration", d.followConfig),
+	err = task.Serve(ctx, d.log, append(d.tasks,
+		task.Func("configuration", func(ctx context.Context) error { return d.followConfig(ctx, hup) }),
 		d.engine,
 		task.Func("underlay", d.under.Run),
-		task.Func("watch", watch.New(d.logger("watch"), d.setFacts, d.engine.Repair).Run),
+		task.Func("watch", d.watch.Run),
+		d.exits,
 		d.home,
 		d.member,
 		d.cache,
+		d.names,
+		d.peers,
 		api.NewServer(opts.Socket, d.funcs(), d.logger("api")),
 	)...)
-	return errors.Join(err, d.carrier.Close())
+	return errors.Join(err, d.hook.Stop(), d.carrier.Close())
 }
 
 func (d *daemon) logger(part string) *slog.Logger { return d.log.With("part", part) }
@@ -103,11 +124,15 @@ func build(opts cli.RunOptions) (*daemon, error) {
 		return nil, err
 	}
 	fw := firewall.New(d.logger("firewall"))
+	if err := loadGuard(context.Background(), firewall.Guard{F: fw}, opts.State); err != nil {
+		d.log.Error("the kill switch is not as it was", "err", err)
+	}
 	chosen, err := d.openCarrier(&id, fw)
 	if err != nil {
 		return nil, err
 	}
-	hands := apply.New(d.carrier, fw, route.New(d.logger("route")))
+	d.hook = d.newHook()
+	hands := apply.New(keptGuard{d.dir, firewall.Guard{F: fw}}, d.carrier, fw, route.New(d.logger("route")), d.hook)
 	d.engine = engine.New(engine.Config{
 		Version: version, Apply: hands.Set, Planned: d.planned, Live: d.live,
 		Now: d.clock.now, Log: d.logger("engine"),
@@ -115,13 +140,17 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	d.engine.SetEngine(chosen.engine, chosen.why)
 	d.engine.SetShare(chosen.share)
 	d.engine.SetConfig(d.cfg)
-	d.tellUnbuilt(d.cfg)
+	d.watch = watch.New(d.logger("watch"), d.setFacts, d.engine.Repair)
+	d.watch.Follow(d.cfg.Exit.MACs())
 	d.engine.SetProblem("identity", d.started, "Put a backup of the file back and restart, or go on as a new node.")
 	d.cache = newNetmapCache(d.dir, d.logger("cache"), func(text string) {
 		d.engine.SetProblem("disk", text, "Free some space: after a restart without the coordinator this node may not know the mesh.")
 	})
 	d.member = newMember(d, id)
 	d.home = newHome(d)
+	d.exits = newExits(d)
+	d.names = d.newNames()
+	d.peers = d.newPeerAPI()
 	return d, nil
 }
 
@@ -172,27 +201,36 @@ func discoKey(machine key.MachinePrivate, c clock) key.DiscoPrivate {
 // restore puts the netmap of the last session to work until the coordinator
 // answers, so that the mesh outlives it.
 func (d *daemon) restore() {
-	if f, err := watch.Facts(); err == nil {
+	if f, err := watch.Facts(d.cfg.Exit.MACs()); err == nil {
 		d.setFacts(f)
 	}
 	d.member.wished()
-	if d.member.isDown() {
-		return
+	if !d.member.isDown() {
+		d.home.restore()
+		if nm := d.cache.load(d.cfg.Mesh.Control); nm != nil {
+			d.setNetmap(nm, d.member.node())
+		}
 	}
-	d.home.restore()
-	if nm := d.cache.load(d.cfg.Mesh.Control); nm != nil {
-		d.setNetmap(nm, d.member.node())
-	}
+	d.engine.Begin()
 }
 
 func (d *daemon) setFacts(f host.Facts) {
 	d.mu.Lock()
+	was := d.seen
 	d.seen = f
 	d.mu.Unlock()
 	d.engine.SetFacts(f)
-	d.under.SetFacts(f)
+	if !watch.Equal(network(was), network(f)) {
+		d.under.SetFacts(f)
+	}
 	d.member.setHostname(f.Hostname)
 	d.member.lines.leave(f)
+}
+
+// network is what the paths to others depend on.
+func network(f host.Facts) host.Facts {
+	f.Neighbours, f.Rules = nil, nil
+	return f
 }
 
 func (d *daemon) facts() host.Facts {
@@ -230,6 +268,8 @@ func (d *daemon) setUnderlay(s underlay.State) {
 // planned is told what follows from news of wishes and of the machine.
 func (d *daemon) planned(p plan.Plan) {
 	d.member.setRoutes(p.Offer)
+	d.exits.setUses(p.Uses)
+	d.tellNames(p)
 	d.home.look()
 }
 
@@ -246,6 +286,7 @@ func (d *daemon) pathChanged() {
 			d.carrier.Kick(k)
 		}
 	}
+	d.exits.pathsChanged(paths, was)
 	d.engine.Refresh()
 }
 
@@ -259,6 +300,7 @@ func (d *daemon) live(s *status.Snapshot, nm *mesh.Netmap) {
 		s.Endpoints = append(s.Endpoints, e.Addr)
 	}
 	s.HomeRelay = regionCode(relays, link.HomeRelay)
+	s.Resolver = d.hook.Chosen()
 	if nm == nil {
 		return
 	}

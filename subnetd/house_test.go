@@ -23,9 +23,9 @@ const house = "subnetd/subnetd/"
 // floors are where each package stands: it may import only what is below it.
 var floors = map[string]int{
 	"mesh": 1, "config": 1, "state": 1, "task": 1,
-	"host": 2, "host/apply": 2, "host/watch": 2, "host/tunnel": 2, "host/route": 2, "host/firewall": 2, "status": 2,
+	"host": 2, "host/apply": 2, "host/watch": 2, "host/tunnel": 2, "host/route": 2, "host/firewall": 2, "host/dns": 2, "status": 2, "exit": 2,
 	"coord/policy": 2, "ingress": 2,
-	"plan": 3, "path": 3, "control": 3, "api": 3, "coord": 3, "relay": 3,
+	"plan": 3, "path": 3, "control": 3, "api": 3, "coord": 3, "relay": 3, "dns": 3, "peerapi": 3,
 	"engine": 4, "underlay": 4, "cli": 4,
 	"simnet": 4, // tests only
 	"":       5,
@@ -38,7 +38,7 @@ var never = []struct {
 	deep   bool // not even through others
 	reason string
 }{
-	{[]string{"plan", "path", "mesh", "host", "config", "status", "coord/policy"},
+	{[]string{"plan", "path", "exit", "mesh", "host", "config", "status", "coord/policy"},
 		[]string{"github.com/mdlayher/netlink", "github.com/jsimonetti/rtnetlink/v2", "github.com/google/nftables", "golang.zx2c4.com/wireguard/device"},
 		true, "a pure package decides; hands do"},
 	{[]string{"engine"}, []string{house + "control", house + "underlay", house + "host/watch", house + "lan", house + "api"},
@@ -48,8 +48,8 @@ var never = []struct {
 	{[]string{"coord", "relay", "ingress"}, []string{house + "control", house + "host", house + "config", house + "mesh"}, true, "the coordinator knows its clients by the protocol only, like any stranger"},
 	{[]string{"*"}, []string{"tailscale.com/derp/derpserver"}, true, "size: 1.9 MB"},
 	{[]string{"cli"}, []string{house + "engine", house + "control", house + "underlay", house + "plan"}, false, "the command line knows only the api"},
-	{[]string{"host/apply", "host/watch", "host/tunnel", "host/route", "host/firewall"},
-		[]string{house + "host/apply", house + "host/watch", house + "host/tunnel", house + "host/route", house + "host/firewall"},
+	{[]string{"host/apply", "host/watch", "host/tunnel", "host/route", "host/firewall", "host/dns"},
+		[]string{house + "host/apply", house + "host/watch", house + "host/tunnel", house + "host/route", house + "host/firewall", house + "host/dns"},
 		false, "the hands do not know one another"},
 	{[]string{"*", "-host/firewall"}, []string{"github.com/google/nftables"}, false, "nftables has one owner"},
 	{[]string{"*", "-host/route", "-host/tunnel", "-host/watch", "-lan"}, []string{"github.com/jsimonetti/rtnetlink/v2"}, false, "netlink has few owners"},

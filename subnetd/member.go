@@ -159,6 +159,7 @@ func (m *member) newClient(url string) *control.Client {
 		Now: m.d.clock.now, Dial: dial, Save: m.save,
 		OnNetmap: func(nm *mesh.Netmap, node key.NodePrivate) {
 			m.d.setNetmap(nm, node)
+			m.d.exits.setNetmap(nm)
 			m.d.cache.put(url, nm)
 		},
 		OnState: func(s control.State) { m.d.engine.SetLink(m.linkOf(url, s)) },

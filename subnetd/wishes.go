@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"slices"
 	"strings"
-	"syscall"
 
 	"subnetd/subnetd/api"
 	"subnetd/subnetd/config"
@@ -16,12 +13,9 @@ import (
 	"subnetd/subnetd/state"
 )
 
-// followConfig reads the configuration again at each SIGHUP. One that cannot
-// be used changes nothing: the last good one stays in force.
-func (d *daemon) followConfig(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+// followConfig reads the configuration again at each hup. One that cannot be
+// used changes nothing: the last good one stays in force.
+func (d *daemon) followConfig(ctx context.Context, hup <-chan os.Signal) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -55,24 +49,6 @@ func (d *daemon) reload(ctx context.Context) error {
 	return nil
 }
 
-// tellUnbuilt says which wishes this version cannot fulfil yet.
-func (d *daemon) tellUnbuilt(c config.Config) {
-	var keys []string
-	for key, wished := range map[string]bool{
-		"exit.offer": c.Exit.Offer, "exit.use": c.Exit.Use != "", "exit.devices": len(c.Exit.Devices) > 0,
-	} {
-		if wished {
-			keys = append(keys, key)
-		}
-	}
-	slices.Sort(keys)
-	text := ""
-	if len(keys) > 0 {
-		text = "Not built into this version yet, and without effect: " + strings.Join(keys, ", ") + "."
-	}
-	d.engine.SetProblem("unbuilt", text, "Remove them from the configuration, or wait for a newer version.")
-}
-
 // adopt makes next the wishes in force and returns those before.
 func (d *daemon) adopt(next config.Config) config.Config {
 	d.mu.Lock()
@@ -80,7 +56,7 @@ func (d *daemon) adopt(next config.Config) config.Config {
 	d.cfg = next
 	d.mu.Unlock()
 	d.engine.SetConfig(next)
-	d.tellUnbuilt(next)
+	d.watch.Follow(next.Exit.MACs())
 	d.home.look()
 	if next.Mesh.Hostname != "" && next.Mesh.Hostname != was.Mesh.Hostname {
 		d.member.change(func(h *control.Host) { h.Hostname = next.Mesh.Hostname })
@@ -95,22 +71,22 @@ func (d *daemon) up(ctx context.Context, r api.UpRequest) error {
 	d.mu.Lock()
 	next := d.cfg
 	d.mu.Unlock()
-	edits := map[string]string{}
+	edits := map[string]any{}
 	if r.Control != "" && r.Control != next.Mesh.Control {
 		next.Mesh.Control, edits["control"] = r.Control, r.Control
 	}
 	if r.Hostname != "" && r.Hostname != next.Mesh.Hostname {
 		next.Mesh.Hostname, edits["hostname"] = r.Hostname, r.Hostname
 	}
-	if err := d.editConfig(edits); err != nil {
+	if err := d.editConfig("mesh", edits); err != nil {
 		return err
 	}
 	d.adopt(next)
 	return d.member.up(ctx, r.AuthKey)
 }
 
-// editConfig sets keys of [mesh] in the owner's file, comments kept.
-func (d *daemon) editConfig(edits map[string]string) error {
+// editConfig sets keys of a section in the owner's file, comments kept.
+func (d *daemon) editConfig(section string, edits map[string]any) error {
 	if len(edits) == 0 {
 		return nil
 	}
@@ -119,7 +95,7 @@ func (d *daemon) editConfig(edits map[string]string) error {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
 	for k, v := range edits {
-		if src, err = config.Edit(src, "mesh", k, v); err != nil {
+		if src, err = config.Edit(src, section, k, v); err != nil {
 			return err
 		}
 	}

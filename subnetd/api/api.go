@@ -37,6 +37,7 @@ type Funcs struct {
 	// request, as the owner may change mesh.control at any time: ErrNotHome if
 	// another is the coordinator now, or what keeps ours from working.
 	Home func() (Home, error)
+	Exit Exit
 }
 
 // ErrUnknownPeer is returned by Funcs.Ping, and arrives at the client as text.

@@ -27,6 +27,7 @@ type daemon struct {
 	asked chan string
 	snaps chan status.Snapshot
 	home  func() (Home, error)
+	exit  Exit
 }
 
 func (d *daemon) funcs() Funcs {
@@ -64,6 +65,7 @@ func (d *daemon) funcs() Funcs {
 		Netcheck: func(context.Context) (any, error) { return map[string]bool{"udp": true}, nil },
 		Debug:    func(what string) (any, error) { return what, nil },
 		Home:     d.home,
+		Exit:     d.exit,
 	}
 }
 
@@ -75,7 +77,13 @@ func start(t *testing.T) (*daemon, string) {
 
 func startWith(t *testing.T, home func() (Home, error)) (*daemon, string) {
 	t.Helper()
-	d := &daemon{asked: make(chan string, 8), snaps: make(chan status.Snapshot), home: home}
+	d := &daemon{home: home}
+	return d, d.start(t)
+}
+
+func (d *daemon) start(t *testing.T) string {
+	t.Helper()
+	d.asked, d.snaps = make(chan string, 8), make(chan status.Snapshot)
 	path := filepath.Join(t.TempDir(), "s")
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -92,7 +100,7 @@ func startWith(t *testing.T, home func() (Home, error)) (*daemon, string) {
 	for {
 		if c, err := net.Dial("unix", path); err == nil {
 			c.Close()
-			return d, path
+			return path
 		}
 		select {
 		case err := <-ended:

@@ -138,7 +138,7 @@ type route struct {
 }
 
 func (s *Server) routes() []route {
-	return append(s.homeRoutes(), []route{
+	return append(append(s.homeRoutes(), s.exitRoutes()...), []route{
 		{"GET", "/v1/status", 0, s.status},
 		{"GET", "/v1/watch", 0, s.watch},
 		{"POST", "/v1/up", checkTimeout, s.up},

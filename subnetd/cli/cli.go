@@ -39,7 +39,8 @@ type RunOptions struct {
 // Build is what the program is told of itself by main.
 type Build struct {
 	Version string
-	Run     func(RunOptions) error // serves until a signal
+	Run     func(context.Context, RunOptions) error       // serves until ctx ends, as it does at SIGINT and SIGTERM
+	Guard   func(ctx context.Context, state string) error // closes what the daemon kept closed when it last ran
 }
 
 // Main does what the arguments (without the program's name) say and returns
@@ -110,5 +111,10 @@ func runCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) er
 	fs.StringVar(&o.State, "state", defaultState, "directory for keys and what else must last")
 	fs.StringVar(&o.Socket, "socket", defaultSocket, "where the other commands find the daemon")
 	fs.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
-	return func(context.Context, []string) error { return p.build.Run(o) }
+	return func(ctx context.Context, _ []string) error { return p.build.Run(ctx, o) }
+}
+
+func guardCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) error {
+	dir := fs.String("state", defaultState, "the daemon's directory for what must last")
+	return func(ctx context.Context, _ []string) error { return p.build.Guard(ctx, *dir) }
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,7 +30,8 @@ func call(b Build, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), err.String()
 }
 
-var build = Build{Version: "1.2.3", Run: func(RunOptions) error { return errors.New("not in this test") }}
+var build = Build{Version: "1.2.3", Run: func(context.Context, RunOptions) error { return errors.New("not in this test") },
+	Guard: func(context.Context, string) error { return errors.New("not in this test") }}
 
 func TestArguments(t *testing.T) {
 	nowhere := filepath.Join(t.TempDir(), "none")
@@ -71,6 +73,12 @@ func TestArguments(t *testing.T) {
 		{"keys --socket " + nowhere + " revoke 3", 2, "", "flags stand behind the verb"},
 		{"nodes routes a 10.0.0.0", 2, "", `"10.0.0.0" is no prefix`},
 		{"nodes routes a 10.0.0.0/99", 2, "", `"10.0.0.0/99" is no prefix`},
+		{"exit maybe", 2, "", `exit knows use, off, offer, test, not "maybe"`},
+		{"exit use", 2, "", "usage: subnetd exit use NODE[,NODE...] [DEVICE...]"},
+		{"exit offer maybe", 2, "", `exit offer takes on or off, not "maybe"`},
+		{"exit offer", 2, "", "usage: subnetd exit offer on|off"},
+		{"exit test a b", 2, "", "usage: subnetd exit test MAC|ADDRESS|NAME"},
+		{"exit off --socket " + nowhere, 1, "", "not running"},
 		{"invite now", 2, "", `invite takes no arguments, got "now"`},
 		{"invite --tags printer", 2, "", `"printer" is no tag: write tag:NAME`},
 		{"invite --tags tag:a,", 2, "", `"" is no tag`},
@@ -94,7 +102,7 @@ func TestArguments(t *testing.T) {
 
 func TestRunOptions(t *testing.T) {
 	var got RunOptions
-	b := Build{Run: func(o RunOptions) error { got = o; return nil }}
+	b := Build{Run: func(_ context.Context, o RunOptions) error { got = o; return nil }}
 	if code, _, stderr := call(b, "run", "--config", "/c", "--state=/s", "--socket", "/x", "--log-level", "debug"); code != 0 {
 		t.Fatal(stderr)
 	}
@@ -109,8 +117,10 @@ type daemon struct {
 	pings func(n int) (api.PingResult, error)
 	pinged,
 	downs int
-	up   api.UpRequest
+	up   atomic.Pointer[api.UpRequest] // that was accepted last
+	busy bool                          // up is not answered
 	home func() (api.Home, error)
+	exit api.Exit
 }
 
 func (d *daemon) funcs() api.Funcs {
@@ -131,7 +141,14 @@ func (d *daemon) funcs() api.Funcs {
 			}()
 			return out
 		},
-		Up:     func(_ context.Context, r api.UpRequest) error { d.up = r; return nil },
+		Up: func(ctx context.Context, r api.UpRequest) error {
+			if d.busy {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			d.up.Store(&r)
+			return nil
+		},
 		Down:   func(context.Context) error { d.downs++; return nil },
 		Logout: func(context.Context) error { return errors.New("logging out: the coordinator is silent") },
 		Ping: func(context.Context, string) (api.PingResult, error) {
@@ -141,7 +158,16 @@ func (d *daemon) funcs() api.Funcs {
 		Netcheck: func(context.Context) (any, error) { return map[string]any{"UDP": "works"}, nil },
 		Debug:    func(what string) (any, error) { return []string{what}, nil },
 		Home:     d.home,
+		Exit:     d.exit,
 	}
+}
+
+// key is that of the wish to be up.
+func (d *daemon) key() string {
+	if r := d.up.Load(); r != nil {
+		return r.AuthKey
+	}
+	return ""
 }
 
 // serve runs the daemon's socket until the test ends.
@@ -211,8 +237,8 @@ func TestUp(t *testing.T) {
 			if diff := cmp.Diff(tt.stderr, stderr); diff != "" {
 				t.Errorf("stderr: %s", diff)
 			}
-			if d.up.AuthKey != tt.key {
-				t.Errorf("key %q, want %q", d.up.AuthKey, tt.key)
+			if key := d.key(); key != tt.key {
+				t.Errorf("key %q, want %q", key, tt.key)
 			}
 		})
 	}
@@ -221,8 +247,17 @@ func TestUp(t *testing.T) {
 func TestKeyFromEnvironment(t *testing.T) {
 	t.Setenv(authKeyEnv, "hidden")
 	d := &daemon{snaps: []status.Snapshot{{Phase: status.PhaseJoined}}}
-	if code, _, stderr := call(build, "up", "--socket", d.serve(t)); code != 0 || d.up.AuthKey != "hidden" {
-		t.Errorf("exit code %d, key %q, %s", code, d.up.AuthKey, stderr)
+	if code, _, stderr := call(build, "up", "--socket", d.serve(t)); code != 0 || d.key() != "hidden" {
+		t.Errorf("exit code %d, key %q, %s", code, d.key(), stderr)
+	}
+}
+
+// TestUpBusy: the time that the owner gives is up before the daemon has taken his wish.
+func TestUpBusy(t *testing.T) {
+	d := &daemon{busy: true}
+	code, stdout, stderr := call(build, "up", "--socket", d.serve(t), "--timeout", "10ms")
+	if want := "subnetd: not joined after 10ms: the daemon goes on trying, `subnetd status` says how it stands\n"; code != 1 || stdout != "" || stderr != want {
+		t.Errorf("exit code %d, %q, %q, want %q", code, stdout, stderr, want)
 	}
 }
 

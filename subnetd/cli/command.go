@@ -27,12 +27,14 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"run", "", "be the daemon, until a signal", "run --log-level debug", runCommand, nil},
+		{"guard", "", "at boot, before the network: what may use the internet by an exit only is held back, daemon or not", "guard", guardCommand, nil},
 		{"up", "", "join a mesh", "up --control https://headscale.example --auth-key file:/root/key", upCommand, nil},
 		{"down", "", "leave the mesh until `up`, and take every trace off this machine's network", "down", downCommand, nil},
 		{"logout", "", "leave the mesh for good: the coordinator forgets this node", "logout", logoutCommand, nil},
 		{"status", "", "how this node and its peers stand", "status", statusCommand, nil},
 		{"ping", "NAME|ADDRESS", "ask a peer, and say over which way", "ping phone", pingCommand, nil},
 		{"netcheck", "", "how this network treats us: UDP, NAT, relays", "netcheck", netcheckCommand, nil},
+		{"exit", "", "through which nodes this home uses the internet, and whether it is an exit itself", "exit", exitCommand, exitVerbs()},
 		{"invite", "", "let a new device into the mesh of this router: a key, and how to use it", "invite --expires 7d --tags tag:printer", inviteCommand, nil},
 		{"nodes", "", "who is in the mesh of this router, and who waits to be let in", "nodes", nodesCommand, nodesVerbs()},
 		{"keys", "", "the keys that `invite` has made", "keys", keysCommand, []command{

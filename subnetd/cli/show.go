@@ -90,11 +90,13 @@ func showSelf(b *bytes.Buffer, s status.Snapshot, now time.Time) {
 		row("key expires", day(s.KeyExpiry))
 	}
 	row("lan", strings.Join(s.LANs, ", "))
-	row("offers", offers(s.Exposed, s.Approved))
+	row("offers", offers(withoutInternet(s.Exposed), s.Approved))
+	row("exits", exitsLine(s.Exits, now))
 	row("network", network(s))
 	if s.Engine != "" {
 		row("engine", s.Engine+because(s.EngineReason))
 	}
+	row("resolver", s.Resolver)
 	table(b, rows)
 }
 

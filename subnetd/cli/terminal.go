@@ -3,16 +3,16 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"unicode/utf16"
 	"unicode/utf8"
 
-	"rsc.io/qr"
+	"rsc.io/qr/coding"
 )
 
 // printable makes text of others fit for a terminal: what is no visible
@@ -27,21 +27,24 @@ func printable(s, keep string) string {
 	}, s)
 }
 
-// table draws rows, none of them longer than the first, with nothing in them
-// that would harm a terminal or the table.
+// table draws rows, with nothing in them that would harm a terminal. Columns are
+// two spaces apart.
 func table(b *bytes.Buffer, rows [][]string) {
-	var padded bytes.Buffer
-	t := tabwriter.NewWriter(&padded, 0, 0, 2, ' ', 0)
+	var widths []int
 	for _, cells := range rows {
-		line := make([]string, len(rows[0])) // a shorter row would end the columns
 		for i, c := range cells {
-			line[i] = printable(c, "")
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(c))
 		}
-		fmt.Fprintln(t, strings.Join(line, "\t"))
 	}
-	t.Flush()
-	for line := range strings.Lines(padded.String()) {
-		b.WriteString(strings.TrimRight(line, " \n") + "\n")
+	for _, cells := range rows {
+		var line strings.Builder
+		for i, c := range cells {
+			line.WriteString(printable(c, "") + strings.Repeat(" ", widths[i]+2-utf8.RuneCountInString(c)))
+		}
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 	}
 }
 
@@ -86,11 +89,28 @@ func isTerminal(w io.Writer) bool {
 // quiet is the light margin around a QR code, in modules (ISO/IEC 18004).
 const quiet = 4
 
+// encodeQR makes the QR code of a URL at level M: of the smallest version that
+// holds its bytes.
+func encodeQR(url string) (*coding.Code, error) {
+	text := coding.String(url)
+	v := coding.Version(coding.MinVersion)
+	for text.Bits(v) > v.DataBytes(coding.M)*8 {
+		if v++; v > coding.MaxVersion {
+			return nil, errors.New("too long for a QR code")
+		}
+	}
+	plan, err := coding.NewPlan(v, coding.M, 0)
+	if err != nil {
+		return nil, err
+	}
+	return plan.Encode(text)
+}
+
 // drawQR prints the code with half blocks, two modules above each other in one
 // character. With colour it is black on white whatever the terminal's own
 // colours are; without, what is light is drawn, as most terminals are dark, and
 // a reader that knows reversed codes manages the others too.
-func drawQR(b *bytes.Buffer, c *qr.Code, colour bool) {
+func drawQR(b *bytes.Buffer, c *coding.Code, colour bool) {
 	blocks := [4]string{"█", "▀", "▄", " "} // neither module dark, the lower, the upper, both
 	before, after := "", "\n"
 	if colour {

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"time"
 
 	"subnetd/subnetd/api"
 	"subnetd/subnetd/status"
@@ -37,10 +36,14 @@ func upCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) err
 			ctx, cancel = context.WithTimeout(ctx, *timeout)
 			defer cancel()
 		}
-		if err := c.Up(ctx, r); err != nil {
-			return err
+		err = c.Up(ctx, r)
+		if err == nil {
+			err = p.waitJoined(ctx, c)
 		}
-		return p.waitJoined(ctx, c, *timeout)
+		if errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("not joined after %v: the daemon goes on trying, `subnetd status` says how it stands", *timeout)
+		}
+		return err
 	})
 }
 
@@ -64,7 +67,7 @@ func authKey(value string) (string, error) {
 }
 
 // waitJoined tells what stands between this node and the mesh until nothing does.
-func (p *program) waitJoined(ctx context.Context, c *api.Client, timeout time.Duration) error {
+func (p *program) waitJoined(ctx context.Context, c *api.Client) error {
 	var last string
 	say := func(text string) {
 		if text != last {
@@ -94,8 +97,6 @@ func (p *program) waitJoined(ctx context.Context, c *api.Client, timeout time.Du
 	switch {
 	case refused != nil:
 		return refused
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("not joined after %v: the daemon goes on trying, `subnetd status` says how it stands", timeout)
 	case errors.Is(err, io.EOF):
 		return errors.New("the daemon stopped: its log says why")
 	}

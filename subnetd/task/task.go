@@ -7,10 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"os/signal"
 	"runtime/debug"
-	"syscall"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -22,9 +19,6 @@ type Task interface {
 	String() string
 }
 
-// errStop is how a task asks for an orderly end of all.
-var errStop = errors.New("asked to stop")
-
 // Serve runs the tasks and returns when all have ended. The first error cancels
 // the rest and is returned with the name of its task. The end of ctx is no
 // error. A task that returns nil while ctx is alive is an error: it gave up.
@@ -33,18 +27,14 @@ func Serve(ctx context.Context, log *slog.Logger, tasks ...Task) error {
 	for _, t := range tasks {
 		group.Go(func() error { return one(ctx, log, t) })
 	}
-	err := group.Wait()
-	if errors.Is(err, errStop) {
-		return nil
-	}
-	return err
+	return group.Wait()
 }
 
 // one runs a single task and sorts how it ended.
 func one(ctx context.Context, log *slog.Logger, t Task) error {
 	err := guarded(ctx, log, t)
 	switch {
-	case ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errStop)):
+	case ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)):
 		return nil
 	case err == nil:
 		return fmt.Errorf("%s: ended before it was asked to", t)
@@ -76,21 +66,4 @@ func (f funcTask) String() string                { return f.name }
 // Func makes a task of a function.
 func Func(name string, run func(context.Context) error) Task {
 	return funcTask{name: name, run: run}
-}
-
-// Signals is the task that ends all the others, without an error, when the
-// process gets SIGTERM or SIGINT.
-func Signals(log *slog.Logger) Task {
-	return Func("signals", func(ctx context.Context) error {
-		ch := make(chan os.Signal, 1)
-		signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT)
-		defer signal.Stop(ch)
-		select {
-		case s := <-ch:
-			log.Info("stopping", "signal", s.String())
-			return errStop
-		case <-ctx.Done():
-			return nil
-		}
-	})
 }

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
-	"os/signal"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"testing/synctest"
 )
@@ -31,7 +28,6 @@ func TestServe(t *testing.T) {
 		{name: "error while stopping is told", run: func(ctx context.Context) error { <-ctx.Done(); return errBroken }, cancel: true, want: "it: broken"},
 		{name: "cancelled too early", run: func(context.Context) error { return context.Canceled }, want: "it: context canceled"},
 		{name: "panic", run: func(context.Context) error { panic("ouch") }, want: "it: panic: ouch"},
-		{name: "stop", run: func(context.Context) error { return errStop }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -63,42 +59,13 @@ func TestServeKeepsChain(t *testing.T) {
 	}
 }
 
-func TestSignals(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		t.Run(sig.String(), func(t *testing.T) {
-			log := slog.New(slog.DiscardHandler)
-			// The signal may come before the task listens: this handler keeps the
-			// process alive, and the sender repeats until Serve has ended.
-			hold := make(chan os.Signal, 1)
-			signal.Notify(hold, sig)
-			defer signal.Stop(hold)
-			done := make(chan error, 1)
-			go func() { done <- Serve(t.Context(), log, Signals(log), Func("other", untilDone)) }()
-			for {
-				if err := syscall.Kill(os.Getpid(), sig); err != nil {
-					t.Fatal(err)
-				}
-				select {
-				case err := <-done:
-					if err != nil {
-						t.Fatal(err)
-					}
-					return
-				default:
-					runtime.Gosched()
-				}
-			}
-		})
-	}
-}
-
 func TestNoLeak(t *testing.T) {
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 50 {
 		log := slog.New(slog.DiscardHandler)
-		if err := Serve(ctx, log, Signals(log), Func("a", untilDone), Func("b", untilDone)); err != nil {
+		if err := Serve(ctx, log, Func("a", untilDone), Func("b", untilDone)); err != nil {
 			t.Fatal(err)
 		}
 	}
