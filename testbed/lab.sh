@@ -11,7 +11,7 @@ cp bin/subnetd "$tmp/subnetd" # one of the tests runs make
 export SUBNETD_BIN=$tmp/subnetd
 
 joining='^(TestHome(JoinLine|Invite|Names|Device|Key|Nodes|Old|Reach|Records|Routes)[A-Za-z]*|TestMakeRun)$'
-home='^(TestHome|TestMakeRun|TestNoDrift|TestSwarm)'
+home='^(TestHome|TestMakeRun|TestNoDrift|TestSwarm|TestExit|TestNames|TestDNS)'
 guests='^TestGuest' # by routers.sh
 
 # group NAME FLAG...: runs a group; its output goes to a file.

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-pure=(mesh config status host path plan coord/policy)
+pure=(mesh config status host exit path plan dns coord/policy)
 for pair in mips:qemu-mips mipsle:qemu-mipsel; do
 	arch=${pair%%:*}
 	if ! qemu=$(command -v "${pair#*:}"); then

@@ -10,7 +10,7 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 dir=$(mktemp -d)
 socket="$dir/socket"
-printf '[lan]\nexpose = "all"\n' >"$dir/subnetd.toml"
+printf '[lan]\nexpose = "all"\n[dns]\nhook = false\n' >"$dir/subnetd.toml"
 
 pid=
 undo() {

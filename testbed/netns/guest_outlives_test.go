@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,9 @@ func leave(t *testing.T, d *netns.Subnetd, key string, from, to *netns.Host) *le
 	return &left{d, key, linkIndex(t, d.Host), from, to}
 }
 
+// meshChange is in what `ip monitor` says of the mesh's interface, its routes and their rules.
+var meshChange = regexp.MustCompile(`mesh0|table 8410|^(Deleted )?518\d:`)
+
 // wantPolicy: what the policy allows gets in, what it does not is refused.
 func (l *left) wantPolicy(t *testing.T, when string) {
 	t.Helper()
@@ -45,7 +49,8 @@ func (l *left) wantPolicy(t *testing.T, when string) {
 	}
 }
 
-// wantTakenOver starts the daemon by start and wants the kernel's interface and sessions to stay what they were.
+// wantTakenOver starts the daemon by start and wants the kernel's interface, sessions, addresses, routes and rules to stay
+// what they were, at any moment.
 func (l *left) wantTakenOver(t *testing.T, how string, start func()) {
 	t.Helper()
 	netns.Eventually(t, 90*time.Second, "the keys are young", func() error { // none is due in the next half minute
@@ -54,10 +59,20 @@ func (l *left) wantTakenOver(t *testing.T, how string, start func()) {
 		}
 		return nil
 	})
-	before := kernelPeer(t, l.d.Host, l.key)
+	before, rules := kernelPeer(t, l.d.Host, l.key), rulesOf(t, l.d.Host)
+	changes := l.d.Host.Start("ip", "monitor", "link", "address", "route", "rule")
+	defer changes.Kill()
 	start()
 	wantPhase(t, l.d, "joined")
 	time.Sleep(8 * time.Second) // what is taken over is looked at again after five
+	if now := rulesOf(t, l.d.Host); now != rules {
+		t.Errorf("%s: the rules are others:\n%s", how, difference(rules, now))
+	}
+	for _, line := range changes.Lines() {
+		if meshChange.MatchString(line) {
+			t.Errorf("%s: changed: %s", how, line)
+		}
+	}
 	wantKernel(t, l.d)
 	after := kernelPeer(t, l.d.Host, l.key)
 	if now := linkIndex(t, l.d.Host); now != l.index {

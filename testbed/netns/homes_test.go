@@ -59,7 +59,11 @@ func (h *homes) join(lab *netns.Lab, toml string) {
 // TestTwoHomes: hosts of one LAN reach hosts of the other under their own addresses, with packets of every size; and
 // with the coordinator gone and both routers restarted they still do.
 func TestTwoHomes(t *testing.T) {
-	wantTwoHomes(t, joinHomes(t))
+	h := joinHomes(t)
+	for _, home := range []*netns.Home{h.north, h.south} {
+		home.Router.IP("link set wan0 mtu 1492") // as over PPPoE
+	}
+	wantTwoHomes(t, h)
 }
 
 // wantTwoHomes kills Headscale for good.

@@ -56,6 +56,7 @@ type Lab struct {
 
 	nextPub int      // last byte of the next public address
 	nextNet int      // third byte of the next private network
+	far     int      // networks of Far
 	guests  []*Guest // in the order of their boots
 }
 

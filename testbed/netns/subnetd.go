@@ -144,11 +144,14 @@ func (s *Subnetd) Kill9() { s.proc.Kill() }
 // Stop asks the daemon to end and gives the error of its exit.
 func (s *Subnetd) Stop() error { return s.proc.Stop(15 * time.Second) }
 
+// Signal sends the daemon a signal.
+func (s *Subnetd) Signal(sig syscall.Signal) error { return s.proc.Signal(sig) }
+
 // Reload writes the configuration and tells the daemon of it.
 func (s *Subnetd) Reload(toml string) {
 	s.t.Helper()
 	s.Host.WriteFile(s.Config, toml)
-	if err := s.proc.Signal(syscall.SIGHUP); err != nil {
+	if err := s.Signal(syscall.SIGHUP); err != nil {
 		s.t.Fatal(err)
 	}
 }

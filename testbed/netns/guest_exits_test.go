@@ -1,0 +1,245 @@
+package netns_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"subnetd/testbed/netns"
+	"subnetd/testbed/qemu"
+)
+
+// exitWG is an exit's interface as the kernel has it.
+type exitWG struct {
+	name, port string
+	wgPeer
+}
+
+// exitOf asks the router's kernel for the interface that has the peer of that key as its exit.
+func exitOf(h *netns.Host, key string) (x exitWG, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	out, err := h.Output(ctx, "wg", "show", "all", "dump")
+	ports := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		f := strings.Split(strings.TrimSpace(line), "\t")
+		switch {
+		case len(f) == 5: // an interface
+			ports[f[0]] = f[3]
+		case len(f) == 9 && f[1] == key && f[0] != "mesh0":
+			x.name, x.endpoint = f[0], f[3]
+			var e1, e2, e3 error
+			x.handshake, e1 = strconv.ParseInt(f[5], 10, 64)
+			x.rx, e2 = strconv.ParseInt(f[6], 10, 64)
+			x.tx, e3 = strconv.ParseInt(f[7], 10, 64)
+			err = errors.Join(err, e1, e2, e3)
+		}
+	}
+	x.port = ports[x.name]
+	if err == nil && x.name == "" {
+		err = fmt.Errorf("%s has no interface for the exit %s: %s", h.Name, key, out)
+	}
+	return x, err
+}
+
+// webAddr is behind the internet's router: what is in the subnet of a WAN is no internet to who is on it.
+var webAddr = netip.MustParseAddr("198.51.100.10")
+
+// exitScene is a guest's home that uses stock nodes as exits.
+type exitScene struct {
+	*guestScene
+	web *netns.Host
+}
+
+// rows sets the daemon's exits; what `up` wrote stays.
+func (s *exitScene) rows(t *testing.T, rows ...string) {
+	t.Helper()
+	b, err := s.daemon.Host.ReadFile(s.daemon.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	toml, _, _ := strings.Cut(string(b), "\n[exit]")
+	for i := range rows {
+		rows[i] = strconv.Quote(rows[i])
+	}
+	s.daemon.Reload(toml + "\n[exit]\nrows = [" + strings.Join(rows, ", ") + "]\n")
+}
+
+// wantOut waits until the web sees the LAN host as that node, and gives how long it took.
+func (s *exitScene) wantOut(t *testing.T, exit *netns.StockPeer) time.Duration {
+	t.Helper()
+	start := time.Now()
+	want := exit.Host.Addr4
+	if box := exit.Host.Behind(); box != nil {
+		want = box.Addr4
+	}
+	netns.Eventually(t, 60*time.Second, "the LAN leaves by "+exit.Host.Name, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		c, err := s.home.LAN.Dial(ctx, "tcp", netip.AddrPortFrom(webAddr, 7000).String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+		b := make([]byte, 100)
+		n, err := c.Read(b)
+		if got := string(b[:n]); err != nil || got != want.String() {
+			return fmt.Errorf("the web sees %q, not %s (%v)", got, want, err)
+		}
+		return nil
+	})
+	return time.Since(start)
+}
+
+// serveSeen tells who calls.
+func serveSeen(t *testing.T, h *netns.Host) {
+	t.Helper()
+	l, err := h.Listen("0.0.0.0:7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+			_, _ = c.Write([]byte(from.Addr().Unmap().String()))
+			_ = c.Close()
+		}
+	}()
+}
+
+// TestGuestExits: the kernel engine with stock exits, each behind an interface of its own and all behind one UDP port.
+func TestGuestExits(t *testing.T) {
+	s := &exitScene{guestScene: bootScene(t, qemu.AMD64, 512, 0, netns.Easy)}
+	s.web = s.lab.Client("web", netns.Public)
+	s.web.IP("addr add " + webAddr.String() + "/32 dev wan0")
+	s.lab.Internet().IP("route add " + webAddr.String() + " via " + s.web.Addr4.String())
+	serveSeen(t, s.web)
+	exits := map[netns.NAT]*netns.StockPeer{}
+	s.begin(t, "kernel")
+	for _, kind := range []netns.NAT{netns.Easy, netns.Public, netns.UDPBlocked} {
+		p := s.lab.StockPeer(s.lab.Client("exit-"+string(kind), kind))
+		for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+			if out, err := p.Host.Run(t.Context(), "sh", "-c", "echo 1 >/proc/sys/net/"+f); err != nil {
+				t.Fatal(err, out)
+			}
+		}
+		p.Up(s.hs.URL, s.key, "--advertise-exit-node")
+		s.hs.ApproveRoutes(p.Host.Name, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"))
+		exits[kind] = p
+	}
+	defer func() {
+		if t.Failed() {
+			out, _ := s.home.Router.Run(context.Background(), "sh", "-c", "wg show all dump | cut -f1,2,4-; ip rule; ip route show table all | grep -v local; nft list table inet subnetd_exits")
+			t.Logf("the router:\n%s", out)
+			out, _ = s.daemon.CLI("exit")
+			t.Logf("the daemon says:\n%s", out)
+		}
+	}()
+	easy, public, relayed := exits[netns.Easy], exits[netns.Public], exits[netns.UDPBlocked]
+	key := func(p *netns.StockPeer) string { return wgKey(t, s.hs, p.Host.Name) }
+	wantKernel(t, s.daemon)
+	wantDirect(t, &s.scene)
+	phone := watchEndpoint(t, s.home.Router, wgKey(t, s.hs, s.phone.Host.Name), nil, "")
+	down, up := s.streams(t)
+
+	s.rows(t, "lan -> exit-easy", "router -> exit-public")
+	t.Logf("the LAN leaves by the first exit %v after the wish", s.wantOut(t, easy).Round(time.Millisecond))
+	x, err := exitOf(s.home.Router, key(easy))
+	if err != nil {
+		t.Fatal(err)
+	}
+	y, err := exitOf(s.home.Router, key(public))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.home.Router.NFT(fmt.Sprintf(`table inet watch { chain post { type filter hook postrouting priority 300;
+		oifname "wan0" udp sport { %s, %s } counter
+	}
+	}
+	`, x.port, y.port))
+	direct := func(p *netns.StockPeer) {
+		t.Helper()
+		netns.Eventually(t, 30*time.Second, "the path to "+p.Host.Name+" is direct", func() error {
+			if x, err := exitOf(s.home.Router, key(p)); err != nil || x.isLoopback() || x.handshake == 0 {
+				return fmt.Errorf("%+v, %v", x, err)
+			}
+			return nil
+		})
+	}
+	direct(easy)
+	flow := startStream(t, s.home.LAN, s.web, webAddr, 7001)
+
+	// A NAT that moves.
+	box := easy.Host.Behind()
+	box.NFT(`flush chain inet nat post
+		add rule inet nat post oifname "wan" meta l4proto udp masquerade to :50000-50999
+		add rule inet nat post oifname "wan" masquerade`)
+	if out, err := box.Run(t.Context(), "conntrack", "-D", "-p", "udp"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	rebound := time.Now()
+	netns.Eventually(t, 20*time.Second, "the kernel follows the exit", func() error {
+		x, err := exitOf(s.home.Router, key(easy))
+		if ap, perr := netip.ParseAddrPort(x.endpoint); err != nil || perr != nil || ap.Port() < 50000 || ap.Port() > 50999 {
+			return fmt.Errorf("%+v, %v", x, err)
+		}
+		return nil
+	})
+	t.Logf("the exit is followed %v after its NAT rebound", time.Since(rebound).Round(time.Millisecond))
+	s.wantOut(t, easy)
+
+	// The daemon is killed, and starts again.
+	before, err := exitOf(s.home.Router, key(easy))
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	s.daemon.Kill9()
+	s.wantOut(t, easy)
+	s.daemon.Start()
+	t.Logf("the daemon was away for %v", time.Since(began).Round(time.Millisecond))
+	time.Sleep(5 * time.Second) // in which it might spoil something
+	s.wantOut(t, easy)
+	if after, err := exitOf(s.home.Router, key(easy)); err != nil || after.port != before.port || after.name != before.name || after.handshake-before.handshake > 0 && time.Since(began) < time.Minute {
+		t.Errorf("%+v, before %+v, %v", after, before, err)
+	}
+	sent, holes := flow.end()
+	t.Logf("%s: %d datagrams sent, missing %s", flow.what, sent, tell(holes))
+
+	// Another exit, a relayed one, and none.
+	s.rows(t, "lan -> exit-public")
+	t.Logf("by another after %v", s.wantOut(t, public).Round(time.Millisecond))
+	direct(public)
+	s.rows(t, "lan -> exit-udp-blocked")
+	t.Logf("by a relayed one after %v", s.wantOut(t, relayed).Round(time.Millisecond))
+	if x, err := exitOf(s.home.Router, key(relayed)); err != nil || !x.isLoopback() {
+		t.Errorf("%+v, %v", x, err)
+	}
+	s.rows(t)
+	netns.Eventually(t, 10*time.Second, "no trace of exits", func() error {
+		out, err := s.home.Router.Run(t.Context(), "sh", "-c", "ip -br link; nft list tables")
+		if err != nil || strings.Contains(out, "mesh-") || strings.Contains(out, "subnetd_exits") {
+			return fmt.Errorf("%s (%v)", out, err)
+		}
+		return nil
+	})
+
+	out, err := s.home.Router.Run(t.Context(), "nft", "list", "table", "inet", "watch")
+	if err != nil || !strings.Contains(out, "counter packets 0 ") {
+		t.Errorf("packets left from an exit's port: %s (%v)", out, err)
+	}
+	wantWhole(t, down)
+	wantWhole(t, up)
+	phone.wantSteady(t)
+}
