@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds the daemon for every target, static and stripped, and prints its size raw, as xz and in a squashfs.
-# Fails over budget: 12,000,000 bytes raw on any target, 3,000,000 bytes xz on mipsle.
+# Fails over budget: 12,500,000 bytes raw on any target, 3,000,000 bytes xz on mipsle, which is what its flash holds.
 # usage: cross.sh OUTPUT_FOLDER [GO_LDFLAGS [FLAG...]]
 set -euo pipefail
 
-raw_budget=12000000
+raw_budget=12500000
 xz_budget_mipsle=3000000
 out=$1
 ldflags=${2:--s -w}
@@ -12,7 +12,8 @@ flags=("${@:3}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p "$out"
 
-# name GOARCH and what goes with it
+# name GOARCH and what goes with it. Segments lie 64 KiB apart in the file, as some ARM machines have pages of that size; the
+# kernels of MIPS routers have 4 or 16 KiB.
 targets=("mipsle GOARCH=mipsle GOMIPS=softfloat" "mips GOARCH=mips GOMIPS=softfloat"
 	"armv5 GOARCH=arm GOARM=5" "armv6 GOARCH=arm GOARM=6" "armv7 GOARCH=arm GOARM=7"
 	"arm64 GOARCH=arm64" "amd64 GOARCH=amd64" "riscv64 GOARCH=riscv64")
@@ -26,7 +27,9 @@ for target in "${targets[@]}"; do
 	read -r name settings <<<"$target"
 	read -ra settings <<<"$settings"
 	bin="$out/subnetd-$name"
-	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath -modfile "$out/go.mod" "${flags[@]}" -ldflags "$ldflags" -o "$bin" ./subnetd
+	case $name in mips*) apart="-R 0x4000" ;; *) apart= ;; esac
+	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath -modfile "$out/go.mod" "${flags[@]}" \
+		-ldflags "$ldflags $apart" -o "$bin" ./subnetd
 	raw=$(stat -c %s "$bin")
 	xz=$(xz -9e -k -c "$bin" | wc -c)
 	mksquashfs "$bin" "$tmp/$name.sqfs" -comp xz -b 256K -noappend -quiet -no-progress >/dev/null
