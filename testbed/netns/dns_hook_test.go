@@ -1,6 +1,7 @@
 package netns_test
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -101,7 +102,7 @@ func TestDNSHook(t *testing.T) {
 	phone := s.client("phone", netns.Easy, netns.StockVersions()[0])
 	s.letIn(phone)
 	p := s.addrs("phone")
-	phone.Host.Start("python3", "-m", "http.server", "--bind", p[0].String(), "--directory", t.TempDir(), "80")
+	phone.Host.ServePayload("[::]:80", 1, 1000)
 
 	ask := func(want string, args ...string) {
 		t.Helper()
@@ -116,7 +117,9 @@ func TestDNSHook(t *testing.T) {
 		t.Helper()
 		netns.Eventually(t, 20*time.Second, "the phone's page opens by its name", func() error {
 			a := dig(t, s.home.LAN, "192.168.77.1", "53", "phone.mesh.internal")
-			_, err := s.home.LAN.Run(t.Context(), "curl", "-sS", "-f", "--max-time", "5", "--resolve", "phone.mesh.internal:80:"+a, "http://phone.mesh.internal/")
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			_, _, err := s.home.LAN.Fetch(ctx, "http://"+a+"/")
 			return err
 		})
 	}

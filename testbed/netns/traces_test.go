@@ -82,8 +82,8 @@ func TestFirewallFlushed(t *testing.T) {
 		return counters.ReplaceAllString(out, "")
 	}
 	netns.Eventually(t, 10*time.Second, "the policy is in force", func() error {
-		if !strings.Contains(ours(), "80") {
-			return errors.New(ours())
+		if now := ours(); !strings.Contains(now, "tcp . 80 ") || strings.Count(now, "set acl4-") != 1 { // or what was before is still there
+			return errors.New(now)
 		}
 		return nil
 	})
