@@ -22,6 +22,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"subnetd/subnetd/quota"
+
 	"golang.org/x/net/dns/dnsmessage"
 )
 
@@ -66,7 +68,7 @@ type Server struct {
 	forwards *forwarder
 	now      atomic.Pointer[inForce]
 	wake     chan struct{} // one slot: look at now again
-	conns    connections
+	conns    quota.Conns
 }
 
 // inForce is Settings prepared for looking things up.

@@ -195,34 +195,14 @@ func (s *Server) serveUDP(ctx context.Context, c *net.UDPConn, served *sync.Wait
 	}
 }
 
-// connections counts what there is of TCP.
-type connections struct {
-	mu   sync.Mutex
-	all  int
-	from map[netip.Addr]int
-}
-
-func (c *connections) begin(from netip.Addr) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.all >= mostConns || !from.IsLoopback() && c.from[from] >= mostPerHost {
-		return false
+// takes counts a connection by TCP, unless there are too many. This machine itself
+// may have them all.
+func (s *Server) takes(from netip.Addr) bool {
+	each := mostPerHost
+	if from.IsLoopback() {
+		each = mostConns
 	}
-	if c.from == nil {
-		c.from = map[netip.Addr]int{}
-	}
-	c.all++
-	c.from[from]++
-	return true
-}
-
-func (c *connections) end(from netip.Addr) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.all--
-	if c.from[from]--; c.from[from] == 0 {
-		delete(c.from, from)
-	}
+	return s.conns.Take(from, mostConns, each)
 }
 
 // serveTCP takes connections until the listener is closed.
@@ -238,12 +218,12 @@ func (s *Server) serveTCP(ctx context.Context, ln net.Listener, served *sync.Wai
 		}
 		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
 		who := s.now.Load().sources.who(from.WithZone(""))
-		if who == Stranger || !s.conns.begin(from) {
+		if who == Stranger || !s.takes(from) {
 			_ = c.Close()
 			continue
 		}
 		served.Go(func() {
-			defer s.conns.end(from)
+			defer s.conns.Return(from)
 			s.serveConn(ctx, c, from, who)
 		})
 	}

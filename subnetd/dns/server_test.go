@@ -372,24 +372,24 @@ func TestConnectionsBounded(t *testing.T) {
 	if _, err := io.ReadAll(c); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !strings.Contains(err.Error(), "reset") {
 		t.Errorf("it stays: %v", err)
 	}
-	var k connections
+	k := &Server{}
 	for i := range mostPerHost + 1 {
-		if got := k.begin(addr("192.168.1.9")); got != (i < mostPerHost) {
+		if got := k.takes(addr("192.168.1.9")); got != (i < mostPerHost) {
 			t.Fatalf("connection %d: %v", i, got)
 		}
 	}
 	for range mostConns - mostPerHost {
-		if !k.begin(addr("127.0.0.1")) {
+		if !k.takes(addr("127.0.0.1")) {
 			t.Fatal("this machine has no more connections")
 		}
 	}
-	if k.begin(addr("127.0.0.1")) {
+	if k.takes(addr("127.0.0.1")) {
 		t.Error("there is no end of connections")
 	}
 	for range mostPerHost {
-		k.end(addr("192.168.1.9"))
+		k.conns.Return(addr("192.168.1.9"))
 	}
-	if len(k.from) != 1 || !k.begin(addr("192.168.1.9")) {
+	if !k.takes(addr("192.168.1.9")) {
 		t.Error("what ended still counts")
 	}
 }

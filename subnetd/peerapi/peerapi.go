@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"subnetd/subnetd/mesh"
+	"subnetd/subnetd/quota"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,7 +67,7 @@ type Server struct {
 	http  *http.Server
 	now   atomic.Pointer[inForce]
 	wake  chan struct{} // one slot: look at now again
-	conns connections
+	conns quota.Conns
 }
 
 type inForce struct {
@@ -182,8 +183,8 @@ func (l *members) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
-		if l.s.now.Load().members[from] && l.s.conns.begin(from) {
-			return &conn{Conn: c, end: sync.OnceFunc(func() { l.s.conns.end(from) })}, nil
+		if l.s.now.Load().members[from] && l.s.conns.Take(from, mostConns, mostPerMember) {
+			return &conn{Conn: c, end: sync.OnceFunc(func() { l.s.conns.Return(from) })}, nil
 		}
 		_ = c.Close()
 	}
@@ -198,36 +199,6 @@ type conn struct {
 func (c *conn) Close() error {
 	c.end()
 	return c.Conn.Close()
-}
-
-// connections counts those of members.
-type connections struct {
-	mu   sync.Mutex
-	all  int
-	from map[netip.Addr]int
-}
-
-func (c *connections) begin(from netip.Addr) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.all >= mostConns || c.from[from] >= mostPerMember {
-		return false
-	}
-	if c.from == nil {
-		c.from = map[netip.Addr]int{}
-	}
-	c.all++
-	c.from[from]++
-	return true
-}
-
-func (c *connections) end(from netip.Addr) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.all--
-	if c.from[from]--; c.from[from] == 0 {
-		delete(c.from, from)
-	}
 }
 
 // ServeHTTP answers one request of a member.
