@@ -47,9 +47,6 @@ func exitOf(h *netns.Host, key string) (x exitWG, err error) {
 	return x, err
 }
 
-// webAddr is behind the internet's router: what is in the subnet of a WAN is no internet to who is on it.
-var webAddr = netip.MustParseAddr("198.51.100.10")
-
 // exitScene is a guest's home that uses stock nodes as exits.
 type exitScene struct {
 	*guestScene
@@ -79,52 +76,20 @@ func (s *exitScene) wantOut(t *testing.T, exit *netns.StockPeer) time.Duration {
 		want = box.Addr4
 	}
 	netns.Eventually(t, 60*time.Second, "the LAN leaves by "+exit.Host.Name, func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
-		c, err := s.home.LAN.Dial(ctx, "tcp", netip.AddrPortFrom(webAddr, 7000).String())
-		if err != nil {
-			return err
+		got, err := seenFrom(t.Context(), s.home.LAN, s.web.Addr4)
+		if err == nil && got != want {
+			err = fmt.Errorf("the web sees %v, not %v", got, want)
 		}
-		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
-		b := make([]byte, 100)
-		n, err := c.Read(b)
-		if got := string(b[:n]); err != nil || got != want.String() {
-			return fmt.Errorf("the web sees %q, not %s (%v)", got, want, err)
-		}
-		return nil
+		return err
 	})
 	return time.Since(start)
-}
-
-// serveSeen tells who calls.
-func serveSeen(t *testing.T, h *netns.Host) {
-	t.Helper()
-	l, err := h.Listen("0.0.0.0:7000")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
-			_, _ = c.Write([]byte(from.Addr().Unmap().String()))
-			_ = c.Close()
-		}
-	}()
 }
 
 // TestGuestExits: the kernel engine with stock exits, each behind an interface of its own and all behind one UDP port.
 func TestGuestExits(t *testing.T) {
 	s := &exitScene{guestScene: bootScene(t, qemu.AMD64, 512, 0, netns.Easy)}
-	s.web = s.lab.Client("web", netns.Public)
-	s.web.IP("addr add " + webAddr.String() + "/32 dev wan0")
-	s.lab.Internet().IP("route add " + webAddr.String() + " via " + s.web.Addr4.String())
-	serveSeen(t, s.web)
+	s.web = s.lab.Far("web")
+	serveSource(t, s.web)
 	exits := map[netns.NAT]*netns.StockPeer{}
 	s.begin(t, "kernel")
 	for _, kind := range []netns.NAT{netns.Easy, netns.Public, netns.UDPBlocked} {
@@ -178,7 +143,7 @@ func TestGuestExits(t *testing.T) {
 		})
 	}
 	direct(easy)
-	flow := startStream(t, s.home.LAN, s.web, webAddr, 7001)
+	flow := startStream(t, s.home.LAN, s.web, s.web.Addr4, 7001)
 
 	// A NAT that moves.
 	box := easy.Host.Behind()
