@@ -7,7 +7,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	"subnetd/subnetd/mesh"
 
@@ -206,15 +208,51 @@ type Firewall struct {
 	// Names is the port of the answerer, to which DNS to ServiceAddrs is brought;
 	// PeerAPI the TCP port of ours that every member may call. 0: none.
 	Names, PeerAPI uint16
-	// Port is our UDP port, as the world knows it. nftables cannot open it from a table of ours (a drop
-	// elsewhere is final), so the firewall hand leaves it to the host's own rules.
-	Port uint16
+	// Openings are left to the host's own rules: nftables cannot open them from a table of ours, as a drop
+	// elsewhere is final. The firewall hand says where they are shut.
+	Openings Openings
+}
+
+// Openings is where the world calls this router itself.
+type Openings struct {
+	At         []WANAddr
+	UDP, TCP   []uint16
+	Translated bool // to TCP the world comes by Redirect, which some firewalls let in as such
+}
+
+// Equal reports whether both are the same.
+func (o Openings) Equal(p Openings) bool {
+	return slices.Equal(o.At, p.At) && slices.Equal(o.UDP, p.UDP) && slices.Equal(o.TCP, p.TCP) && o.Translated == p.Translated
+}
+
+// WANAddr is an address of this router towards the internet.
+type WANAddr struct {
+	Interface string
+	Index     int // of the interface
+	Addr      netip.Addr
+}
+
+// Shut is an opening through which nobody comes, as a chain of another program drops
+// what strangers send there.
+type Shut struct {
+	UDP, V6      bool
+	Port         uint16
+	Table, Chain string // "inet fw4", "input": the base chain
+	Zone         string // of fw4 that drops it; "": none was seen
 }
 
 // DeviceMap is a translation of a device's address, both of one family.
 type DeviceMap struct {
 	Mesh netip.Addr // where the mesh sends to
 	LAN  netip.Addr // where the device is
+}
+
+// Reach is how often somebody of the mesh began a flow to something on the LAN.
+type Reach struct {
+	From  netip.Addr // in the mesh
+	To    netip.Addr // on the LAN
+	Flows uint64
+	Ago   time.Duration // since the last of them
 }
 
 // ExitSource is whose traffic to the internet takes a way.
@@ -231,8 +269,8 @@ type ExitSource struct {
 
 // Redirect sends TCP to some ports of the router's addresses to another port of
 // the same address, from wherever it comes, the router itself included. The zero
-// Redirect sends nothing. Like Port, the port To is open only where the host's
-// own rules leave it so.
+// Redirect sends nothing. The port To is open only where the host's own rules leave
+// it so: see Openings.
 type Redirect struct {
 	Addrs []netip.Addr // of this router, v4 and v6
 	Ports []uint16
@@ -287,6 +325,9 @@ type Interface struct {
 	Name   string
 	Bridge bool
 	Up     bool
+	// Uplink: it has a default route of some table, as a second WAN has one for the
+	// rules of mwan3 or pbr only.
+	Uplink bool
 	Addrs  []netip.Prefix // address with its prefix length, not masked
 }
 

@@ -542,4 +542,22 @@ func set(t testing.TB, a *Applier, c host.Config) {
 	if err := a.Set(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
+	for _, e := range c.Route.Exits {
+		for _, p := range c.Route.Addresses {
+			if _, err := net.InterfaceByName(e.Interface); err == nil && p.Addr().Is6() {
+				receives(t, e.Interface, p.Addr())
+			}
+		}
+	}
+}
+
+// receives waits until an interface receives for its new address: IPv6 leaves that to a worker, who may be late.
+func receives(t testing.TB, name string, a netip.Addr) {
+	t.Helper()
+	want := fmt.Sprintf("local %s dev %s ", a, name)
+	for deadline := time.Now().Add(patience); !strings.Contains(run(t, "ip -6 route show table local"), want); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not there: %s", want)
+		}
+	}
 }

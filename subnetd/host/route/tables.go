@@ -18,6 +18,12 @@ import (
 // the tunnel, leaves no gap.
 const lastResort = 0x7fffffff
 
+// routerResort is the metric of what comes before that in the router's own way, of
+// IPv6: it leads into the mesh, which drops what is for none of its members. A socket
+// without an address that meets an unreachable route gets that of the WAN, and the
+// kernel asks again with it: then it is like those that are bound to the WAN.
+const routerResort = lastResort - 1
+
 // entry is a route as we write it: on link, or to nowhere.
 type entry struct {
 	table  uint32
@@ -54,6 +60,9 @@ func entries(want host.Route, links map[string]uint32) []entry {
 			last := entry{tableOf(i), all, unix.RTN_THROW, 0, lastResort}
 			if closed {
 				last.kind = unix.RTN_UNREACHABLE
+			}
+			if closed && all.Addr().Is6() && slices.Contains(want.Sources, host.RouteSource{Interface: "lo", Way: i}) {
+				out = append(out, entry{tableOf(i), all, unix.RTN_UNICAST, links[want.Interface], routerResort})
 			}
 			out = append(out, last)
 		}

@@ -99,7 +99,8 @@ func addressOf(a *rtnetlink.AddressMessage) netip.Prefix {
 	return netip.PrefixFrom(addr, int(a.PrefixLength))
 }
 
-// defaults are the default routes of the main table, one for each next hop.
+// defaults are the default routes of the main table, one for each next hop. Links
+// that have one of any table become uplinks.
 func defaults(routes []rtnetlink.RouteMessage, byIndex map[uint32]*host.Interface) []host.Default {
 	type ranked struct {
 		host.Default
@@ -107,14 +108,18 @@ func defaults(routes []rtnetlink.RouteMessage, byIndex map[uint32]*host.Interfac
 	}
 	var found []ranked
 	add := func(m *rtnetlink.RouteMessage, index uint32, gateway []byte) {
-		if link := byIndex[index]; link != nil {
+		link := byIndex[index]
+		if link != nil {
+			link.Uplink = true
+		}
+		if link != nil && m.Attributes.Table == unix.RT_TABLE_MAIN {
 			gw, _ := netip.AddrFromSlice(gateway)
 			d := host.Default{Interface: link.Name, Gateway: gw, V6: m.Family == unix.AF_INET6}
 			found = append(found, ranked{d, m.Attributes.Priority})
 		}
 	}
 	for _, m := range routes {
-		if m.Attributes.Table != unix.RT_TABLE_MAIN || m.DstLength != 0 || m.Type != unix.RTN_UNICAST ||
+		if m.DstLength != 0 || m.Type != unix.RTN_UNICAST ||
 			(m.Family != unix.AF_INET && m.Family != unix.AF_INET6) {
 			continue
 		}

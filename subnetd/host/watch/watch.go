@@ -21,9 +21,11 @@ const (
 	latest = time.Second            // but a look is not put off for longer
 	pause  = 5 * time.Second        // before another look, after one that failed
 
-	// between two reports that something was touched: whoever hears them looks
-	// at the whole machine, and some machines change all the time
+	// Whoever hears that something was touched looks at the whole machine, and some
+	// machines change all the time: in the long run one report in so long, and after
+	// a quiet time so many at once, of which our own repair is the cause of one.
 	touchPause = time.Second
+	touchBurst = 3
 
 	routeGroups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
 		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE | unix.RTMGRP_IPV4_RULE | 1<<(unix.RTNLGRP_IPV6_RULE-1)
@@ -49,8 +51,8 @@ type Watcher struct {
 
 // New returns a Watcher. onChange is called by Run's goroutine: first with the
 // Facts as they are, then each time they differ from those last reported.
-// onTouch is called by it soon after something was touched, once a second
-// at most; what was touched is for the hands to find out.
+// onTouch is called by it soon after something was touched, in the long run once
+// a second at most; what was touched is for the hands to find out.
 func New(log *slog.Logger, onChange func(host.Facts), onTouch func()) *Watcher {
 	return &Watcher{log: log, onChange: onChange, onTouch: onTouch, look: Facts, asks: make(chan struct{}, 1)}
 }
@@ -209,11 +211,19 @@ func (w *Watcher) loop(ctx context.Context, events, moves <-chan struct{}) {
 	var last host.Facts
 	first := true
 	var rest <-chan time.Time // no touch is reported before; nil: one may be
+	var rested time.Time      // when a whole burst of them may be reported again
 	touched := false
 	for {
 		if touched && rest == nil {
 			w.onTouch()
-			touched, rest = false, time.After(touchPause)
+			touched = false
+			if now := time.Now(); rested.Before(now) {
+				rested = now
+			}
+			rested = rested.Add(touchPause)
+			if wait := time.Until(rested) - (touchBurst-1)*touchPause; wait > 0 {
+				rest = time.After(wait)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -282,6 +292,6 @@ func settle(ctx context.Context, events, moves <-chan struct{}) (more, ok bool) 
 func Equal(a, b host.Facts) bool {
 	return a.Hostname == b.Hostname && slices.Equal(a.Defaults, b.Defaults) && slices.Equal(a.Neighbours, b.Neighbours) && slices.Equal(a.Rules, b.Rules) &&
 		slices.EqualFunc(a.Interfaces, b.Interfaces, func(x, y host.Interface) bool {
-			return x.Index == y.Index && x.Name == y.Name && x.Bridge == y.Bridge && x.Up == y.Up && slices.Equal(x.Addrs, y.Addrs)
+			return x.Index == y.Index && x.Name == y.Name && x.Bridge == y.Bridge && x.Up == y.Up && x.Uplink == y.Uplink && slices.Equal(x.Addrs, y.Addrs)
 		})
 }

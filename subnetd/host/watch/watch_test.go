@@ -35,7 +35,7 @@ func run(t *testing.T, line string) {
 func build(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
-		for _, n := range []string{"br0", "wan0"} {
+		for _, n := range []string{"br0", "wan0", "wan2"} {
 			_ = exec.Command("ip", "link", "del", n).Run()
 		}
 	})
@@ -52,6 +52,11 @@ func build(t *testing.T) {
 		"ip route add default dev wan1 metric 5",
 		"ip -6 route add default via 2001:db8::1",
 		"ip route add default via 203.0.113.9 table 77",
+		"ip link add wan2 type veth peer name wan3",
+		"ip link set wan3 addrgenmode none up",
+		"ip link set wan2 addrgenmode none up",
+		"ip addr add 192.168.8.2/24 dev wan2",
+		"ip route add default via 192.168.8.1 table 77 metric 9",
 	} {
 		run(t, line)
 	}
@@ -72,8 +77,10 @@ func TestFacts(t *testing.T) {
 	want := map[string]host.Interface{
 		"lo":   {Name: "lo", Up: true, Addrs: []netip.Prefix{p("127.0.0.1/8"), p("::1/128")}},
 		"br0":  {Name: "br0", Bridge: true, Addrs: []netip.Prefix{p("192.168.1.1/24")}},
-		"wan0": {Name: "wan0", Up: true, Addrs: []netip.Prefix{p("203.0.113.5/24"), p("2001:db8::5/64")}},
-		"wan1": {Name: "wan1", Up: true},
+		"wan0": {Name: "wan0", Up: true, Uplink: true, Addrs: []netip.Prefix{p("203.0.113.5/24"), p("2001:db8::5/64")}},
+		"wan1": {Name: "wan1", Up: true, Uplink: true},
+		"wan3": {Name: "wan3", Up: true},
+		"wan2": {Name: "wan2", Up: true, Uplink: true, Addrs: []netip.Prefix{p("192.168.8.2/24")}},
 	}
 	if d := cmp.Diff(want, byName, plain); d != "" {
 		t.Error(d)
@@ -209,7 +216,8 @@ func TestLoop(t *testing.T) {
 	})
 }
 
-// What was touched is reported soon, without a change of the Facts too, but not more often than every few seconds.
+// What was touched is reported soon, without a change of the Facts too, and so again after a quiet time; who touches all
+// the time is reported once a second.
 func TestTouch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -230,18 +238,30 @@ func TestTouch(t *testing.T) {
 				t.Errorf("%d touches reported, want %d", got, want)
 			}
 		}
+		touch := func() { events <- struct{}{}; time.Sleep(2 * quiet) }
 		events <- struct{}{}
 		check(0) // the first look is no touch
-		events <- struct{}{}
-		time.Sleep(quiet)
-		check(1)
-		events <- struct{}{}
-		time.Sleep(2 * quiet)
-		check(1) // too soon
+		for i := range touchBurst {
+			touch()
+			check(int32(i) + 1)
+		}
+		touch()
+		check(touchBurst) // too soon
 		time.Sleep(touchPause)
-		check(2) // but not forgotten
+		check(touchBurst + 1) // but not forgotten
 		time.Sleep(10 * touchPause)
-		check(2)
+		check(touchBurst + 1)
+		before := touches.Load()
+		for begin := time.Now(); time.Since(begin) < 100*touchPause; {
+			touch()
+		}
+		if n := touches.Load() - before; n < 99 || n > 100+touchBurst {
+			t.Errorf("in a fight of 100 s %d touches were reported", n)
+		}
+		time.Sleep(touchBurst * touchPause)
+		before = touches.Load()
+		touch()
+		check(before + 1) // at once, after a quiet time
 		cancel()
 		synctest.Wait()
 	})
