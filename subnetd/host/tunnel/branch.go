@@ -22,14 +22,23 @@ const (
 	branchSize  = 2048 // bytes of a packet at most
 )
 
-// parcel is a packet on its way to a branch.
+// parcel is packets on their way to a branch.
 type parcel struct {
-	from key.NodePublic
-	n    int
-	data [branchSize]byte
+	from []key.NodePublic
+	ends []int // of each packet in data
+	data []byte
 }
 
-var parcels = sync.Pool{New: func() any { return new(parcel) }}
+func (p *parcel) add(packet []byte, from key.NodePublic) {
+	if len(packet) > branchSize || len(p.ends) == branchQueue {
+		return
+	}
+	p.data = append(p.data, packet...)
+	p.from, p.ends = append(p.from, from), append(p.ends, len(p.data))
+}
+
+// empty keeps the room.
+func (p *parcel) empty() { p.from, p.ends, p.data = p.from[:0], p.ends[:0], p.data[:0] }
 
 // Open is the transport's Open. A packet that a branch takes has size 0 then, which
 // WireGuard drops.
@@ -39,9 +48,7 @@ func (t *trunk) Open() ([]func([][]byte, []int, []key.NodePublic) (int, error), 
 		receivers[i] = func(packets [][]byte, sizes []int, from []key.NodePublic) (int, error) {
 			n, err := receive(packets, sizes, from)
 			if branches := t.branches.Load(); branches != nil && err == nil {
-				for i := range n {
-					divert(*branches, packets[i][:sizes[i]], &sizes[i], from[i])
-				}
+				divert(*branches, packets[:n], sizes, from)
 			}
 			return n, err
 		}
@@ -49,39 +56,58 @@ func (t *trunk) Open() ([]func([][]byte, []int, []key.NodePublic) (int, error), 
 	return receivers, port, err
 }
 
-func divert(branches map[key.NodePublic]*branch, packet []byte, size *int, from key.NodePublic) {
-	if from.IsZero() {
-		for _, b := range branches {
-			b.put(packet, from)
+// divert gives branches the packets of one reading that are theirs, and wakes them
+// when it has them all: what is read together is worth most together.
+func divert(branches map[key.NodePublic]*branch, packets [][]byte, sizes []int, from []key.NodePublic) {
+	for i, packet := range packets {
+		packet = packet[:sizes[i]]
+		if from[i].IsZero() {
+			for _, b := range branches {
+				b.put(packet, from[i])
+			}
+		} else if b := branches[from[i]]; b != nil {
+			b.put(packet, from[i])
+			sizes[i] = 0
 		}
-	} else if b := branches[from]; b != nil {
-		b.put(packet, from)
-		*size = 0
+	}
+	for _, b := range branches {
+		b.wake()
 	}
 }
 
 // branch is the transport of an interface for some nodes only.
 type branch struct {
 	*trunk
-	queue chan *parcel
+	some chan struct{} // there is something to take, perhaps
 
-	mu    sync.Mutex
-	ended chan struct{} // closed by CloseReceivers; nil: not open
+	mu      sync.Mutex // guards waiting, ended
+	waiting parcel
+	ended   chan struct{} // closed by CloseReceivers; nil: not open
+
+	// The receiver's.
+	taken parcel
+	next  int // of the packets taken
 }
 
-func newBranch(t *trunk) *branch { return &branch{trunk: t, queue: make(chan *parcel, branchQueue)} }
+func newBranch(t *trunk) *branch { return &branch{trunk: t, some: make(chan struct{}, 1)} }
 
 // put queues a copy of the packet.
 func (b *branch) put(packet []byte, from key.NodePublic) {
-	if len(packet) > branchSize {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.waiting.add(packet, from)
+}
+
+// wake tells the receiver if something waits.
+func (b *branch) wake() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.waiting.ends) == 0 {
 		return
 	}
-	p := parcels.Get().(*parcel)
-	p.from, p.n = from, copy(p.data[:], packet)
 	select {
-	case b.queue <- p:
+	case b.some <- struct{}{}:
 	default:
-		parcels.Put(p)
 	}
 }
 
@@ -93,30 +119,43 @@ func (b *branch) Open() ([]func([][]byte, []int, []key.NodePublic) (int, error),
 	b.ended = ended
 	return []func([][]byte, []int, []key.NodePublic) (int, error){
 		func(packets [][]byte, sizes []int, from []key.NodePublic) (int, error) {
-			select {
-			case p := <-b.queue:
-				return b.take(p, packets, sizes, from), nil
-			case <-ended:
-				return 0, net.ErrClosed
+			for {
+				select {
+				case <-ended:
+					return 0, net.ErrClosed
+				default:
+				}
+				if n := b.take(packets, sizes, from); n > 0 {
+					return n, nil
+				}
+				select {
+				case <-b.some:
+				case <-ended:
+					return 0, net.ErrClosed
+				}
 			}
 		},
 	}, 0, nil
 }
 
-// take hands out p and what else waits.
-func (b *branch) take(p *parcel, packets [][]byte, sizes []int, from []key.NodePublic) (n int) {
-	for {
-		sizes[n], from[n] = copy(packets[n], p.data[:p.n]), p.from
-		parcels.Put(p)
-		if n++; n == len(packets) {
-			return n
-		}
-		select {
-		case p = <-b.queue:
-		default:
-			return n
-		}
+// take hands out what was taken before, else what waits.
+func (b *branch) take(packets [][]byte, sizes []int, from []key.NodePublic) (n int) {
+	if b.next == len(b.taken.ends) {
+		b.taken.empty()
+		b.mu.Lock()
+		b.waiting, b.taken, b.next = b.taken, b.waiting, 0
+		b.mu.Unlock()
 	}
+	for ; n < len(packets) && b.next < len(b.taken.ends); n++ {
+		begin := 0
+		if b.next > 0 {
+			begin = b.taken.ends[b.next-1]
+		}
+		sizes[n] = copy(packets[n], b.taken.data[begin:b.taken.ends[b.next]])
+		from[n] = b.taken.from[b.next]
+		b.next++
+	}
+	return n
 }
 
 func (b *branch) CloseReceivers() error {

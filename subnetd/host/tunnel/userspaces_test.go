@@ -284,13 +284,12 @@ func TestBranchFull(t *testing.T) {
 	k := key.NewNode().Public()
 	b := newBranch(&trunk{})
 	for i := range branchQueue + 10 {
-		size := 1
-		divert(map[key.NodePublic]*branch{k: b}, []byte{byte(i)}, &size, k)
-		if size != 0 {
-			t.Fatal("the trunk kept the packet")
+		sizes := []int{1, 1}
+		divert(map[key.NodePublic]*branch{k: b}, [][]byte{{byte(i)}, {1}}, sizes, []key.NodePublic{k, key.NewNode().Public()})
+		if sizes[0] != 0 || sizes[1] != 1 {
+			t.Fatal("the trunk kept the packet, or lost its own")
 		}
 	}
-	b.put(make([]byte, branchSize+1), k)
 	receivers, _, err := b.Open()
 	if err != nil {
 		t.Fatal(err)
@@ -308,7 +307,10 @@ func TestBranchFull(t *testing.T) {
 		}
 		got += n
 	}
-	if got != branchQueue || len(b.queue) != 0 {
-		t.Errorf("%d packets and %d", got, len(b.queue))
+	if got != branchQueue || len(b.waiting.ends) != 0 {
+		t.Errorf("%d packets and %d", got, len(b.waiting.ends))
+	}
+	if b.put(make([]byte, branchSize+1), k); len(b.waiting.ends) != 0 {
+		t.Error("a packet that has no room waits")
 	}
 }
