@@ -145,10 +145,15 @@ func (z *Zone) usable(resolvers []string) []netip.AddrPort {
 	return out
 }
 
-// addNode adds a node's addresses, of the families that we have in the mesh.
+// addNode adds a node's first address of each family that we have in the mesh, as
+// stock clients do. Those behind it may be of things behind the node, which have names
+// of their own.
 func (z *Zone) addNode(n, self *mesh.Node) {
+	had := map[bool]bool{}
 	for _, p := range n.Addresses {
-		if a := p.Addr(); p.IsSingleIP() && slices.ContainsFunc(self.Addresses, func(s netip.Prefix) bool { return s.Addr().Is4() == a.Is4() }) {
+		a := p.Addr()
+		if p.IsSingleIP() && !had[a.Is4()] && slices.ContainsFunc(self.Addresses, func(s netip.Prefix) bool { return s.Addr().Is4() == a.Is4() }) {
+			had[a.Is4()] = true
 			z.add(n.Name, a, a)
 		}
 	}

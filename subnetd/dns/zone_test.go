@@ -181,6 +181,33 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// A home that serves things may be shown with their addresses behind its own: to us they are the things'.
+func TestNodeWithThings(t *testing.T) {
+	n := world()
+	n.Netmap.Peers = append(n.Netmap.Peers, node("south.mesh.internal.", "100.64.0.8", "fd7a:115c:a1e0::8", "100.64.1.8", "fd7a:115c:a1e0:1::8"))
+	n.Netmap.Names.Records = append(n.Netmap.Names.Records, mesh.Record{Name: "cam.south.mesh.internal", Addr: addr("100.64.1.8")},
+		mesh.Record{Name: "cam.south.mesh.internal", Addr: addr("fd7a:115c:a1e0:1::8")})
+	z := NewZone(n)
+	for _, c := range []struct {
+		name string
+		t    dnsmessage.Type
+		want string
+	}{
+		{"south.mesh.internal", dnsmessage.TypeA, "found 100.64.0.8 of mesh.internal"},
+		{"south.mesh.internal", dnsmessage.TypeAAAA, "found fd7a:115c:a1e0::8 of mesh.internal"},
+		{"cam.south.mesh.internal", dnsmessage.TypeA, "found 100.64.1.8 of mesh.internal"},
+	} {
+		if got := z.decide(c.name, c.t, Home).short(); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+	for a, want := range map[string]string{"100.64.0.8": "south.mesh.internal", "100.64.1.8": "cam.south.mesh.internal", "fd7a:115c:a1e0:1::8": "cam.south.mesh.internal"} {
+		if got := z.reverse[addr(a)]; got != want {
+			t.Errorf("%s is called %q, want %q", a, got, want)
+		}
+	}
+}
+
 func TestUpstream(t *testing.T) {
 	for _, c := range []struct {
 		upstream []string
