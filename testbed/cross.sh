@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds the daemon for every target, static and stripped, and prints its size raw, as xz and in a squashfs.
-# Fails over budget: 12,500,000 bytes raw on any target, 3,000,000 bytes xz on mipsle, which is what its flash holds.
+# Fails over budget: 13,500,000 bytes raw on any target, 3,000,000 bytes xz on mipsle, which is what its flash holds.
 # usage: cross.sh OUTPUT_FOLDER [GO_LDFLAGS [FLAG...]]
 set -euo pipefail
 
-raw_budget=12500000
+raw_budget=13500000
 xz_budget_mipsle=3000000
 out=$1
 ldflags=${2:--s -w}
