@@ -2,6 +2,11 @@ module subnetd
 
 go 1.26.6
 
+ignore (
+	./testbed/page/node_modules
+	./webui/node_modules
+)
+
 require (
 	github.com/google/go-cmp v0.7.0
 	github.com/google/nftables v0.3.0

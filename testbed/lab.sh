@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The daemon among strangers, in three groups: first those whose paths and times a busy machine would bend, then two
+# The daemon among strangers, in groups: first those whose paths and times a busy machine would bend, then two rows of others
 # side by side, most of which is waiting. What a group printed comes whole when it has ended. bin/subnetd is built before.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,23 +11,27 @@ cp bin/subnetd "$tmp/subnetd" # one of the tests runs make
 export SUBNETD_BIN=$tmp/subnetd
 
 joining='^(TestHome(JoinLine|Invite|Names|Device|Key|Nodes|Old|Reach|Records|Routes)[A-Za-z]*|TestMakeRun)$'
-home='^(TestHome|TestMakeRun|TestNoDrift|TestSwarm|TestExit|TestNames|TestDNS)'
+home='^(TestHome|TestMakeRun|TestNoDrift|TestSwarm)'
+exits='^(TestExit|TestNames|TestDNS|TestDevices)'
+page='^TestPage'
 guests='^TestGuest' # by routers.sh
 
 # group NAME FLAG...: runs a group; its output goes to a file.
 group() {
-	local name=$1
+	local name=$1 end=FAILED
 	shift
-	(cd testbed/netns && "$tmp/netns.test" -test.v -test.timeout 20m "$@") >"$tmp/$name.log" 2>&1 && touch "$tmp/$name.ok"
-	cat "$tmp/$name.log"
-	echo "group $name: $([ -e "$tmp/$name.ok" ] && echo ok || echo FAILED) after $SECONDS s"
+	if (cd testbed/netns && "$tmp/netns.test" -test.v -test.timeout 20m "$@") >"$tmp/$name.log" 2>&1; then end=ok; fi
+	echo "group $name: $end after $SECONDS s" >>"$tmp/$name.log"
+	[ $end = ok ] || touch "$tmp/failed"
+	flock testbed cat "$tmp/$name.log"
 }
 
-group other -test.skip "$home|$guests"
-group joining -test.run "$joining" &
-group home -test.run "$home" -test.skip "$joining"
+group other -test.skip "$home|$exits|$page|$guests"
+{
+	group home -test.run "$home" -test.skip "$joining"
+	group exits -test.run "$exits"
+} &
+group joining -test.run "$joining"
+group page -test.run "$page"
 wait
-go test -count=1 ./testbed/swarm
-for name in joining other home; do
-	[ -e "$tmp/$name.ok" ] || exit 1
-done
+[ ! -e "$tmp/failed" ]

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Installs what the tests need and this Debian machine lacks; with the word guests, also what emulated routers need. Says
-# nothing and touches nothing when all is there.
+# nothing and touches nothing when all is there, but for one limit of the kernel's. The browser's driver is no package of
+# Debian's: npm has it.
 set -euo pipefail
 
 # program:package
 needed=(nft:nftables ip:iproute2 ping:iputils-ping iperf3:iperf3 xz:xz-utils mksquashfs:squashfs-tools
 	shellcheck:shellcheck curl:curl conntrack:conntrack flock:util-linux qemu-mipsel:qemu-user gcc:build-essential
-	dig:bind9-dnsutils drill:ldnsutils dnsmasq:dnsmasq-base)
+	dig:bind9-dnsutils drill:ldnsutils dnsmasq:dnsmasq-base busybox:busybox
+	node:nodejs npm:npm chromium:chromium)
 if [ "${1:-}" = guests ]; then
 	needed+=(qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-mipsel:qemu-system-mips
 		cpio:cpio depmod:kmod mkfs.ext4:e2fsprogs)
@@ -17,12 +19,20 @@ missing=()
 for pair in "${needed[@]}"; do
 	command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
 done
-[ "${#missing[@]}" -gt 0 ] || exit 0
-
-if [ "$(id -u)" -ne 0 ]; then
-	echo "missing packages, install them as root: ${missing[*]}" >&2
-	exit 0
+if [ "${#missing[@]}" -gt 0 ]; then
+	if [ "$(id -u)" -ne 0 ]; then
+		echo "missing packages, install them as root: ${missing[*]}" >&2
+		exit 0
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -q
+	apt-get install -q -y --no-install-recommends "${missing[@]}"
 fi
-export DEBIAN_FRONTEND=noninteractive
-apt-get update -q
-apt-get install -q -y --no-install-recommends "${missing[@]}"
+testbed=$(dirname "${BASH_SOURCE[0]}")
+"$testbed/../build/npm.sh" "$testbed/page"
+
+# All namespaces share the kernel's table of neighbours, which several crowds at a time would fill.
+for table in /proc/sys/net/ipv4/neigh /proc/sys/net/ipv6/neigh; do
+	limit=$table/default/gc_thresh3
+	if [ -w "$limit" ] && [ "$(<"$limit")" -lt 16384 ]; then echo 16384 >"$limit"; fi
+done

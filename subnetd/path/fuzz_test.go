@@ -301,7 +301,7 @@ func FuzzMachine(f *testing.F) {
 // TestSameStoryTwice: the machine has no luck of its own.
 func TestSameStoryTwice(t *testing.T) {
 	for seed := range uint64(20) {
-		b := randomStory(seed, 2000)
+		b := randomStory(seed, 600)
 		if one, two := tell(t, b), tell(t, b); !reflect.DeepEqual(one, two) {
 			t.Fatalf("seed %d:\n%s", seed, cmp.Diff(one, two, byValue()))
 		}

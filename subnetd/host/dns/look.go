@@ -187,10 +187,12 @@ func (m machine) dnsmasq() (dirs, restart []string) {
 		}
 		return dirs, []string{"/etc/init.d/dnsmasq", "restart"}
 	}
-	comms, _ := filepath.Glob(m.path("/proc/[0-9]*/comm")) // the pattern is good
-	for _, comm := range comms {
-		rel, _ := filepath.Rel(m.path("/"), filepath.Dir(comm)) // it is below
-		proc := "/" + rel
+	entries, _ := os.ReadDir(m.path("/proc")) // without it, no process is found
+	for _, e := range entries {
+		proc := "/proc/" + e.Name()
+		if strings.Trim(e.Name(), "0123456789") != "" {
+			continue
+		}
 		if strings.TrimSpace(m.read(proc+"/comm")) != processName || !m.sameNet(proc) {
 			continue
 		}
