@@ -36,14 +36,8 @@ type LAN struct {
 	Interfaces []string // empty: found
 	Expose     Expose
 	Devices    []Device // for expose = "chosen", and those with names of their own in the mesh
+	Names      []Named  // what the owner calls other things
 	SNAT       bool
-}
-
-// Device is one address of a thing on the LAN. A name has at most one address
-// of each family.
-type Device struct {
-	Name string // one label, in lower case; "": none
-	Addr netip.Addr
 }
 
 // Tunnel says how packets are carried.

@@ -70,8 +70,10 @@ interfaces = ["br-lan", "eth0.2"]
 expose = 'all'
 devices = [ # the printer
   "192.168.1.20",
-  "Printer=192.168.1.21", "printer=fd00::20",
+  "Printer=192.168.1.21", "printer=fd00::20 TCP/80  udp/5000-5010",
+  "TV=02-00-00-00-00-0D tcp/9 wake", "02:00:00:00:00:0E",
 ]
+names = ["Fridge=02-00-00-00-00-0E"]
 snat = false
 [exit]
 offer = true
@@ -102,7 +104,10 @@ listen = "[::1]:80"
 	want := Config{
 		Mesh: Mesh{Control: "https://control.example:8443/x", Hostname: "door"},
 		LAN: LAN{Interfaces: []string{"br-lan", "eth0.2"}, Expose: ExposeAll, Devices: []Device{
-			{"", netip.MustParseAddr("192.168.1.20")}, {"printer", netip.MustParseAddr("192.168.1.21")}, {"printer", netip.MustParseAddr("fd00::20")}}},
+			{Addr: netip.MustParseAddr("192.168.1.20")}, {Name: "printer", Addr: netip.MustParseAddr("192.168.1.21")},
+			{Name: "printer", Addr: netip.MustParseAddr("fd00::20"), Ports: []Ports{{"tcp", 80, 80}, {"udp", 5000, 5010}}},
+			{Name: "tv", MAC: "02:00:00:00:00:0d", Ports: []Ports{{"tcp", 9, 9}}, Wake: true}, {MAC: "02:00:00:00:00:0e"}},
+			Names: []Named{{"fridge", "02:00:00:00:00:0e"}}},
 		Exit: Exit{Offer: true, Use: "far", Devices: []string{"02:00:00:00:00:0a", "02:00:00:00:00:0b"}, Priority: 1280, Rows: []ExitRow{
 			{Sources{MACs: []string{"02:00:00:00:00:0c"}, Interfaces: []string{"br-guest"}}, []string{"cabin.mesh"}, true},
 			{Sources{LAN: true, Router: true}, []string{"100.64.0.7", "far"}, false}}},
@@ -142,7 +147,7 @@ x = 1
 		`/etc/subnetd.toml:2: mesh.control is 7; allowed is "home" or a URL like "https://control.example"`,
 		`/etc/subnetd.toml:3: mesh.color is no key of this section; allowed is control, hostname, auth_key_file`,
 		`/etc/subnetd.toml:5: lan.expose is "some"; allowed is "all", "chosen" or "none"`,
-		`/etc/subnetd.toml:6: lan.devices is ["192.168.1.0/24"]; allowed is a list of single addresses, with or without a name, like ["192.168.1.20", "printer=192.168.1.21"]`,
+		`/etc/subnetd.toml:6: lan.devices is ["192.168.1.0/24"]; allowed is a list of MAC or single IP addresses, with or without a name, ports and wake, like ["192.168.1.20", "printer=02:00:00:00:00:01 tcp/80 wake"]`,
 		`/etc/subnetd.toml:8: lan.snat is "yes"; allowed is true or false`,
 		`/etc/subnetd.toml:10: tunnel.port is 65536; allowed is a number from 0 to 65535; 0: picked once and kept`,
 		`/etc/subnetd.toml:11: colour is no section; allowed is [mesh], [lan], [exit], [tunnel], [home], [dns], [web]`,
@@ -165,9 +170,21 @@ func TestTogether(t *testing.T) {
 		{`[home]` + "\n" + `key_file = "/k"`, "f:2: home.key_file is set without home.cert_file; allowed is both of them or none"},
 		{`lan.devices = ["p=10.0.0.1", "p=fd00::1", "q=10.0.0.2", "10.0.0.3", "10.0.0.4"]`, ""},
 		{`lan.devices = ["p=10.0.0.1", "p=fd00::1", "P=10.0.0.2"]`,
-			"f:1: lan.devices has p at 10.0.0.1 and at 10.0.0.2; allowed is one IPv4 and one IPv6 address for a name"},
+			"f:1: lan.devices has p at 10.0.0.1 and at 10.0.0.2; allowed is one MAC address, or one IPv4 and one IPv6 address, for a name"},
 		{`lan.devices = ["p=fd00::1", "p=fd00::1"]`,
-			"f:1: lan.devices has p at fd00::1 and at fd00::1; allowed is one IPv4 and one IPv6 address for a name"},
+			"f:1: lan.devices has p at fd00::1 and at fd00::1; allowed is one MAC address, or one IPv4 and one IPv6 address, for a name"},
+		{`lan.devices = ["p=02:00:00:00:00:01", "q=02:00:00:00:00:02", "02:00:00:00:00:03", "r=10.0.0.1 tcp/1", "r=fd00::1 tcp/2"]`, ""},
+		{`lan.devices = ["p=02:00:00:00:00:01", "q=02-00-00-00-00-01"]`,
+			"f:1: lan.devices has 02:00:00:00:00:01 twice; allowed is one entry for a MAC address"},
+		{`lan.devices = ["p=02:00:00:00:00:01", "p=10.0.0.1"]`,
+			"f:1: lan.devices has p at 02:00:00:00:00:01 and at 10.0.0.1; allowed is one MAC address, or one IPv4 and one IPv6 address, for a name"},
+		{`lan.devices = ["02:00:00:00:00:01"]` + "\n" + `lan.names = ["p=02:00:00:00:00:01", "q=02:00:00:00:00:02"]`, ""},
+		{`lan.devices = ["p=02:00:00:00:00:01"]` + "\n" + `lan.names = ["q=02:00:00:00:00:01"]`,
+			"f:2: lan.names has another name for 02:00:00:00:00:01; allowed is one name for a MAC address, here or in lan.devices"},
+		{`lan.names = ["p=02:00:00:00:00:01", "q=02:00:00:00:00:01"]`,
+			"f:1: lan.names has another name for 02:00:00:00:00:01; allowed is one name for a MAC address, here or in lan.devices"},
+		{`lan.devices = ["p=10.0.0.1"]` + "\n" + `lan.names = ["p=02:00:00:00:00:01"]`,
+			"f:2: lan.names has p, which is the name of another thing; allowed is one MAC address for a name"},
 		{`home.domain = "` + long + `"` + "\n" + `home.records = ["a=10.0.0.1"]`, ""},
 		{`home.domain = "` + long + `"` + "\n" + `home.records = ["aaaaa=10.0.0.1"]`,
 			`f:2: home.records has "aaaaa.` + long[:70] + `...; allowed is at most 253 characters for a name with home.domain`},
@@ -212,6 +229,13 @@ func TestValues(t *testing.T) {
 		{`lan.devices = ["fe80::1"]`, false}, {`lan.devices = ["127.0.0.1"]`, false},
 		{`lan.devices = ["a.b=192.168.1.2"]`, false}, {`lan.devices = ["=192.168.1.2"]`, false}, {`lan.devices = ["a="]`, false},
 		{`lan.devices = ["a=fe80::1"]`, false}, {`lan.devices = ["a=b=192.168.1.2"]`, false}, {`lan.devices = ["tv=192.168.1.2"]`, true},
+		{`lan.devices = [""]`, false}, {`lan.devices = ["01:00:5e:00:00:01"]`, false}, {`lan.devices = ["02:00:00:00:00"]`, false},
+		{`lan.devices = ["10.0.0.1 wake"]`, false}, {`lan.devices = ["02:00:00:00:00:01 wake wake"]`, false}, {`lan.devices = ["02:00:00:00:00:01 wake"]`, true},
+		{`lan.devices = ["10.0.0.1 tcp/0"]`, false}, {`lan.devices = ["10.0.0.1 tcp/2-1"]`, false}, {`lan.devices = ["10.0.0.1 icmp/1"]`, false},
+		{`lan.devices = ["10.0.0.1 tcp/1 tcp/1"]`, false}, {`lan.devices = ["10.0.0.1 tcp/65536"]`, false}, {`lan.devices = ["10.0.0.1 tcp/1-65535"]`, true},
+		{`lan.devices = ["tcp/1"]`, false}, {`lan.devices = ["a=10.0.0.1 b=10.0.0.2"]`, false},
+		{`lan.devices = ["10.0.0.1` + strings.Repeat(" tcp/1 udp/1", MaxPorts) + `"]`, false},
+		{`lan.names = ["tv"]`, false}, {`lan.names = ["=02:00:00:00:00:01"]`, false}, {`lan.names = ["tv=10.0.0.1"]`, false}, {`lan.names = ["a.b=02:00:00:00:00:01"]`, false},
 		{`lan.devices = ["::ffff:1.2.3.4"]`, false}, {`lan.devices = ["fe80::1%eth0"]`, false},
 		{`exit.devices = ["02:00:00:00:00"]`, false}, {`tunnel.engine = "magic"`, false}, {`tunnel.port = 0x1F`, true},
 		{`home.listen = "8410"`, false}, {`home.listen = ":0"`, false}, {`home.listen = "name:80"`, false},

@@ -36,8 +36,10 @@ func keys() []spec {
 			list(as(isInterface), func(c *Config, l []string) { c.LAN.Interfaces = l })},
 		{"lan", "expose", `"all", "chosen" or "none"`,
 			text(oneOf("all", "chosen", "none"), func(c *Config, s string) { c.LAN.Expose = Expose(s) })},
-		{"lan", "devices", `a list of single addresses, with or without a name, like ["192.168.1.20", "printer=192.168.1.21"]`,
+		{"lan", "devices", `a list of MAC or single IP addresses, with or without a name, ports and wake, like ["192.168.1.20", "printer=02:00:00:00:00:01 tcp/80 wake"]`,
 			list(parseDevice, func(c *Config, l []Device) { c.LAN.Devices = l })},
+		{"lan", "names", `a list of names with a MAC address each, like ["tv=02:00:00:00:00:02"]`,
+			list(parseNamed, func(c *Config, l []Named) { c.LAN.Names = l })},
 		{"lan", "snat", `true or false`,
 			truth(func(c *Config, b bool) { c.LAN.SNAT = b })},
 		{"exit", "offer", `true or false`,
@@ -227,6 +229,12 @@ func isInterface(s string) bool {
 func isMAC(s string) bool {
 	mac, err := net.ParseMAC(s)
 	return err == nil && len(mac) == 6 && !strings.Contains(s, ".")
+}
+
+// isGroup reports whether a MAC address is that of many, IEEE 802-2014, 8.2.
+func isGroup(mac string) bool {
+	m, err := net.ParseMAC(mac)
+	return err == nil && m[0]&1 != 0
 }
 
 func isListen(s string) bool {

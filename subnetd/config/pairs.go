@@ -1,23 +1,11 @@
 package config
 
 import (
-	"fmt"
 	"net/netip"
 	"strings"
 )
 
 // Entries of lists that have two parts, and what must hold between keys.
-
-// parseDevice reads "address" or "name=address".
-func parseDevice(s string) (Device, bool) {
-	name, addr, named := strings.Cut(s, "=")
-	if !named {
-		a, ok := parseAddr(s)
-		return Device{Addr: a}, ok
-	}
-	a, ok := parseAddr(addr)
-	return Device{Name: strings.ToLower(name), Addr: a}, ok && isLabel(name)
-}
 
 // parseRecord reads "name=address". The name stays as it is written: whether it
 // is relative is seen by its dots, and to what only when all is read.
@@ -60,9 +48,7 @@ func finish(c *Config) []*Error {
 		}
 		c.Home.Records[i].Name = full
 	}
-	if e := twice(c.LAN.Devices); e != nil {
-		mistakes = append(mistakes, e)
-	}
+	mistakes = append(mistakes, c.LAN.unsure()...)
 	if why := bounds(c.Exit.All()); why != "" {
 		mistakes = append(mistakes, &Error{Key: "exit.rows", Problem: "with exit.use " + why, Allowed: "less"})
 	}
@@ -82,22 +68,4 @@ func qualified(name, domain string) string {
 		return strings.TrimSuffix(name, ".")
 	}
 	return name + "." + strings.ToLower(domain)
-}
-
-// twice finds a name with two addresses of one family.
-func twice(devices []Device) *Error {
-	type key struct {
-		name string
-		v4   bool
-	}
-	seen := map[key]netip.Addr{}
-	for _, d := range devices {
-		k := key{d.Name, d.Addr.Is4()}
-		if was, ok := seen[k]; ok && d.Name != "" {
-			return &Error{Key: "lan.devices", Problem: fmt.Sprintf("has %s at %s and at %s", d.Name, was, d.Addr),
-				Allowed: "one IPv4 and one IPv6 address for a name"}
-		}
-		seen[k] = d.Addr
-	}
-	return nil
 }

@@ -2,7 +2,6 @@ package config
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"sort"
@@ -114,7 +113,7 @@ func ParseSources(words []string) (Sources, error) {
 			s.Router = true
 		case isMAC(w):
 			w = lower([]string{w})[0]
-			if mac, _ := net.ParseMAC(w); mac[0]&1 != 0 {
+			if isGroup(w) {
 				return Sources{}, fmt.Errorf("has %s, which is the address of a group, not of a device", w)
 			}
 			s.MACs = append(s.MACs, w)

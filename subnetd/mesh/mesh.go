@@ -35,6 +35,8 @@ type Node struct {
 	Jailed     bool             `json:"jailed,omitempty"` // may not open flows to us
 	OS         string           `json:"os,omitempty"`
 	Tags       []string         `json:"tags,omitempty"`
+	// Router: a whole LAN may speak with its address; RouterService says so.
+	Router bool `json:"router,omitempty"`
 	// Masquerade addresses: the addresses under which this peer knows us, if
 	// they are not our own (shared nodes); invalid otherwise.
 	MasqueradeV4 netip.Addr `json:"masqueradeV4,omitzero"`
@@ -129,6 +131,9 @@ type Netmap struct {
 	Health    []string         `json:"health,omitempty"`
 	ClockSkew time.Duration    `json:"clockSkew,omitempty"` // coordinator's clock minus ours
 	Locked    bool             `json:"locked,omitempty"`    // tailnet lock is on: unsupported
+	// Devices is what this node's things have in the mesh: Name, MAC, Full and Mesh of
+	// each; nil: the coordinator gives them nothing.
+	Devices []Device `json:"devices"`
 }
 
 // Peer returns the peer with that ID, or nil.
@@ -141,13 +146,28 @@ func (m *Netmap) Peer(id NodeID) *Node {
 }
 
 // Device is a thing on the LAN that has addresses of its own in the mesh, which
-// the router translates one to one. LAN and Mesh hold at most one address of
-// each family; Mesh has one of a family only where LAN has one.
+// the router translates one to one, where both have one of a family. LAN and Mesh
+// hold at most one of each.
 type Device struct {
-	Name string       `json:"name"` // one label; "": none
+	Name string       `json:"name"`           // one label; "": none
+	MAC  string       `json:"mac,omitempty"`  // in lower case with colons; "": known by its addresses
+	Full string       `json:"full,omitempty"` // its name in the mesh, without a dot at its end; "": it has none
 	LAN  []netip.Addr `json:"lan"`
 	Mesh []netip.Addr `json:"mesh"`
 }
+
+// A coordinator of ours gives addresses to the devices behind any member. It says so by
+// a capability of the node; the member tells of its devices among its services, where
+// nobody else hears of them, and hears of their addresses by that capability.
+const (
+	DevicesCap     = "subnetd/cap/devices" // each of its values is a Device
+	DevicesService = "subnetd-devices"     // all devices are told of; Port is how many
+	DeviceService  = "subnetd-device"      // one; Description is "NAME MAC" or "NAME", Port 1 that it has IPv6
+)
+
+// RouterService is told among its services by a node that lets its LAN into the mesh by
+// its own address: what comes from there need not be of its user.
+const RouterService = "subnetd-router"
 
 // PathKind says how packets reach a peer.
 type PathKind string

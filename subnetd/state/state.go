@@ -349,17 +349,22 @@ func (d *Dir) Remove(name string) error {
 	return syncDir(d.path)
 }
 
-// file is the path of a named file. A name is letters, digits and -_. only, so
-// that it stays in the directory and apart from our own names.
+// file is the path of a named file.
 func (d *Dir) file(name string) (string, error) {
-	bad := func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
-	}
-	if name == "" || len(name) > 64 || name[0] == '.' || strings.ContainsFunc(name, bad) ||
-		strings.HasSuffix(name, tempSuffix) || strings.Contains(name, corruptMark) {
+	if !IsName(name) {
 		return "", fmt.Errorf("state: %q is no name for a state file", name)
 	}
 	return filepath.Join(d.path, name), nil
+}
+
+// IsName reports whether a state file may be called so: letters, digits and -_. only,
+// so that it stays in the directory and apart from our own names.
+func IsName(name string) bool {
+	bad := func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.')
+	}
+	return name != "" && len(name) <= 64 && name[0] != '.' && !strings.ContainsFunc(name, bad) &&
+		!strings.HasSuffix(name, tempSuffix) && !strings.Contains(name, corruptMark)
 }
 
 func syncDir(dir string) error {
