@@ -43,6 +43,7 @@ type Firewall struct {
 	exits *table     // of SetExits
 	gen   uint32     // the kernel's count of transactions when left was so
 	left  map[string]left
+	told  told // by Closed
 }
 
 // left is how a table was left.
@@ -71,10 +72,7 @@ func (f *Firewall) Set(ctx context.Context, cfg host.Firewall) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, t := range append(tables, f.exits) {
-		err = cmp.Or(err, f.bring(ctx, t))
-	}
-	return err
+	return f.bring(ctx, append(tables, f.exits)...)
 }
 
 // SetShare is Set for the sharing of the port alone, all else stays: whether the
@@ -92,13 +90,21 @@ func (f *Firewall) SetShare(ctx context.Context, s host.PortShare) error {
 	return f.bring(ctx, t)
 }
 
-// bring makes the kernel's table t; f.mu is held.
-func (f *Firewall) bring(ctx context.Context, t *table) error {
+// bring makes the kernel's tables these; f.mu is held. The first error counts, and
+// keeps none of the others from being brought.
+func (f *Firewall) bring(ctx context.Context, tables ...*table) (err error) {
+	f.recall()
+	for _, t := range tables {
+		err = cmp.Or(err, f.bringOne(ctx, t))
+	}
+	return err
+}
+
+func (f *Firewall) bringOne(ctx context.Context, t *table) error {
 	want, err := t.named()
 	if err != nil {
 		return err
 	}
-	gen := f.recall()
 	known, ok := f.left[t.name]
 	if ok && known.digest == want.digest {
 		return nil
@@ -117,18 +123,19 @@ func (f *Firewall) bring(ctx context.Context, t *table) error {
 		clear(f.left)
 		return err
 	}
-	f.gen, f.left[t.name] = gen+want.commits, left{want.digest, want.stock()}
+	f.gen += want.commits
+	f.left[t.name] = left{want.digest, want.stock()}
 	return nil
 }
 
-// recall gives the kernel's count of transactions and forgets what is not sure: behind
-// a difference is one that was not ours.
-func (f *Firewall) recall() uint32 {
+// recall forgets what is not sure: where the kernel has counted other transactions, one
+// was not ours.
+func (f *Firewall) recall() {
 	gen, err := transactions()
 	if err != nil || gen != f.gen { // who asks the kernel next will hear why
 		clear(f.left)
 	}
-	return gen
+	f.gen = gen
 }
 
 // change makes want of what the kernel has, which is to be found out.
@@ -276,7 +283,7 @@ func (t *named) load(conn *nftables.Conn) error {
 	if err := t.commit(conn, true, "add table"); err != nil {
 		return err
 	}
-	return t.turn(conn, t.stock())
+	return t.turn(conn, t.frames())
 }
 
 // frame adds chains, without rules, and sets to conn's next transaction.
@@ -338,8 +345,10 @@ func (c chain) nft(tab *nftables.Table) *nftables.Chain {
 
 func (s set) nft(tab *nftables.Table) *nftables.Set {
 	out := &nftables.Set{Table: tab, Name: s.name, KeyType: s.key,
-		Interval: s.kind != plain && s.kind != addresses && s.kind != ports && s.kind != cases, Concatenation: s.kind == concat || s.kind == ports}
+		Interval: s.kind != plain && s.kind != addresses && s.kind != ports && s.kind != cases && s.kind != counted, Concatenation: s.kind == concat || s.kind == ports || s.kind == counted}
 	switch s.kind {
+	case counted:
+		out.Dynamic, out.HasTimeout, out.Timeout, out.Size = true, true, reachLasts, maxReach
 	case verdicts, cases:
 		out.IsMap, out.DataType = true, nftables.TypeVerdict
 	case addresses:

@@ -45,6 +45,7 @@ func knock(ns, dst, want string, stop <-chan struct{}) (int, error) {
 // No change of the mesh keeps a node from the coordinator: not members that come
 // and go, and not another policy.
 func TestRedirectThroughChanges(t *testing.T) {
+	const changes = 25
 	neighbourhood(t)
 	serve(t, "", ":8410", "home")
 	members := func(i int) host.Firewall { return joined(2, 3, 7, byte(10+i)) }
@@ -72,7 +73,7 @@ func TestRedirectThroughChanges(t *testing.T) {
 				})
 			}
 			edge := hooks(t, host.NftTable)
-			for i := range 100 {
+			for i := range changes {
 				put(t, change(i))
 			}
 			close(stop)

@@ -197,7 +197,6 @@ func home() host.Firewall {
 		Sites:     prefixes("10.9.0.0/24", "fd09::/64"),
 		LocalLANs: prefixes("192.168.77.0/24", "fd77::/64"),
 		Mesh:      prefixes("100.64.0.9/32", "100.64.0.10/32", "10.9.0.0/24", "fd7a::9/128", "fd7a::a/128", "fd09::/64"),
-		Port:      41641,
 	}
 }
 

@@ -130,6 +130,10 @@ func (n *namer) rules(in []match) []match {
 				as := *e
 				as.SetName = n.set(e.SetName)
 				out[i][j] = &as
+			case *expr.Dynset:
+				as := *e
+				as.SetName = n.set(e.SetName)
+				out[i][j] = &as
 			case *expr.Verdict:
 				out[i][j] = &expr.Verdict{Kind: e.Kind, Chain: n.chain(e.Chain)}
 			}
@@ -138,16 +142,19 @@ func (n *namer) rules(in []match) []match {
 	return out
 }
 
+// hash adds rules, each expression behind its length, and 0 behind the last of a rule.
 func (n *namer) hash(h hash.Hash, rules []match) {
+	var size [4]byte
 	for _, r := range rules {
 		for _, e := range r {
 			b, err := expr.Marshal(byte(nftables.TableFamilyINet), e)
 			if err != nil {
 				n.err = err
 			}
-			fmt.Fprintf(h, "%x ", b)
+			h.Write(binary.BigEndian.AppendUint32(size[:0], uint32(len(b))))
+			h.Write(b)
 		}
-		fmt.Fprintln(h)
+		h.Write(binary.BigEndian.AppendUint32(size[:0], 0))
 	}
 }
 

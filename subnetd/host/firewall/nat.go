@@ -65,11 +65,11 @@ func dstNATHook(num *nftables.ChainHook) *hook {
 // sites our LANs keep their addresses if the sites know them; all else that our LANs
 // begin in the mesh gets our mesh address. A packet that the kernel's WireGuard has
 // wrapped seems to come in by the mesh interface still: it is nobody's to translate,
-// least of all on its way to us on lo.
-func natChain(cfg host.Firewall) chain {
+// least of all on its way to us on lo. count is what comes before all translation.
+func natChain(cfg host.Firewall, count []match) chain {
 	c := chain{name: "postrouting",
 		hook:  &hook{nftables.ChainTypeNAT, *nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource},
-		rules: []match{rule(own(), accept())}}
+		rules: append([]match{rule(own(), accept())}, count...)}
 	if cfg.SNAT {
 		c.rules = append(c.rules, rule(iifMesh(cfg), notOifMesh(cfg), masquerade()))
 	} else if cfg.Internet {

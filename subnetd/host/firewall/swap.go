@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"reflect"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -17,7 +18,8 @@ import (
 // transaction changes a set that a rule asks at the time:
 //
 //	make   the sets that are not there yet, and the chains of classes: nobody asks them
-//	turn   the rules of all other chains at once, and the marker; the hooks stay
+//	turn   the rules of all other chains at once, but for those that are known to stay
+//	       the same, and the marker; the hooks stay
 //	tidy   what nobody asks any more goes
 //
 // In between, either the old or the new policy is in force as a whole. Where that is
@@ -27,11 +29,12 @@ import (
 type stock struct {
 	sets   map[string]*nftables.Set
 	chains map[string]*nftables.Chain
+	rules  map[string][]match // by chain; none of one whose rules are not known
 }
 
-// stock is what the kernel has once t is there.
-func (t *named) stock() stock {
-	s := stock{map[string]*nftables.Set{}, map[string]*nftables.Chain{}}
+// frames is what the kernel has once t is there, but for rules.
+func (t *named) frames() stock {
+	s := stock{map[string]*nftables.Set{}, map[string]*nftables.Chain{}, nil}
 	tab := t.nft()
 	for _, x := range t.sets {
 		s.sets[x.name] = x.nft(tab)
@@ -42,9 +45,19 @@ func (t *named) stock() stock {
 	return s
 }
 
+// stock is what the kernel has once t is there.
+func (t *named) stock() stock {
+	s := t.frames()
+	s.rules = make(map[string][]match, len(t.chains))
+	for _, c := range t.chains {
+		s.rules[c.name] = c.rules
+	}
+	return s
+}
+
 // readStock finds out what the kernel has.
 func (t *table) readStock(conn *nftables.Conn) (stock, error) {
-	s := stock{map[string]*nftables.Set{}, map[string]*nftables.Chain{}}
+	s := stock{map[string]*nftables.Set{}, map[string]*nftables.Chain{}, nil}
 	sets, err := conn.GetSets(t.nft())
 	if err != nil {
 		return s, explain("read sets", err)
@@ -124,8 +137,11 @@ func (t *named) inspect(conn *nftables.Conn, all bool) (there stock, flaw string
 		if err != nil || flaw != "" {
 			return there, flaw, err
 		}
-		if there.sets[s.name] != nil || all {
+		switch {
+		case there.sets[s.name] != nil:
 			flaw, err = t.flawOfSet(conn, s)
+		case all:
+			flaw = "set " + s.name + " is missing"
 		}
 	}
 	for _, c := range t.chains {
@@ -133,9 +149,11 @@ func (t *named) inspect(conn *nftables.Conn, all bool) (there stock, flaw string
 			return there, flaw, err
 		}
 		switch old := there.chains[c.name]; {
+		case old == nil && all:
+			flaw = "chain " + c.name + " is missing"
 		case old != nil && !c.hook.is(old):
 			flaw = "chain " + c.name + " has another hook"
-		case old != nil && sealed(c.name) || all:
+		case old != nil && (sealed(c.name) || all):
 			flaw, err = t.flawOfRules(conn, c)
 		}
 	}
@@ -145,11 +163,9 @@ func (t *named) inspect(conn *nftables.Conn, all bool) (there stock, flaw string
 func (t *named) flawOfSet(conn *nftables.Conn, s set) (string, error) {
 	elements, err := conn.GetSetElements(s.nft(t.nft()))
 	switch {
-	case errors.Is(err, unix.ENOENT):
-		return "set " + s.name + " is missing", nil
 	case err != nil:
 		return "", explain("read sets", err)
-	case len(elements) != len(s.values):
+	case s.kind != counted && len(elements) != len(s.values):
 		return fmt.Sprintf("set %s has %d elements instead of %d", s.name, len(elements), len(s.values)), nil
 	}
 	return "", nil
@@ -158,8 +174,6 @@ func (t *named) flawOfSet(conn *nftables.Conn, s set) (string, error) {
 func (t *named) flawOfRules(conn *nftables.Conn, c chain) (string, error) {
 	rules, err := conn.GetRules(t.nft(), &nftables.Chain{Name: c.name})
 	switch {
-	case errors.Is(err, unix.ENOENT):
-		return "chain " + c.name + " is missing", nil
 	case err != nil:
 		return "", explain("read rules", err)
 	case len(rules) != len(c.rules):
@@ -214,7 +228,7 @@ func (t *named) turn(conn *nftables.Conn, there stock) error {
 	wanted := map[string]bool{}
 	for _, c := range t.chains {
 		wanted[c.name] = true
-		if sealed(c.name) {
+		if was, known := there.rules[c.name]; sealed(c.name) || known && reflect.DeepEqual(was, c.rules) {
 			continue
 		}
 		if there.chains[c.name] != nil {

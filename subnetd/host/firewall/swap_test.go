@@ -390,9 +390,12 @@ func TestMemory(t *testing.T) {
 	looks = 0
 	set(first)
 	want("the same again", 0)
-	gen := generation(t)
+	gen, forward := generation(t), run(t, "nft -a list chain inet subnetd forward")
 	set(second)
 	want("a member", 1)
+	if run(t, "nft -a list chain inet subnetd forward") != forward {
+		t.Error("a member: rules were made anew that are the same")
+	}
 	if g := generation(t); g != gen+3 {
 		t.Errorf("a member: %d transactions", g-gen)
 	}

@@ -39,6 +39,7 @@ const (
 	addresses                // single addresses, each with another of its family
 	ports                    // single addresses with a port, each with another port
 	cases                    // single keys, each with a verdict
+	counted                  // single keys with counters, which the kernel adds
 )
 
 type chain struct {
@@ -91,8 +92,8 @@ func compile(cfg host.Firewall) ([]*table, error) {
 		edge.translate(cfg)
 	}
 	edge.answerer(cfg)
-	if cfg.SNAT || cfg.MasqueradeLAN || len(cfg.Devices) > 0 || cfg.Internet || len(cfg.Exits) > 0 {
-		edge.chains = append(edge.chains, natChain(cfg))
+	if cfg.SNAT || cfg.MasqueradeLAN || len(cfg.Exposed) > 0 || len(cfg.Devices) > 0 || cfg.Internet || len(cfg.Exits) > 0 {
+		edge.chains = append(edge.chains, natChain(cfg, edge.counting(cfg)))
 	}
 	return all, nil
 }
