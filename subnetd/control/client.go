@@ -61,6 +61,16 @@ type Host struct {
 	// Ports at our mesh addresses where members ask this node itself (peerapi), for
 	// names too; 0: none.
 	PeerAPI4, PeerAPI6 uint16
+	// Devices are the things behind us for which we want addresses in the mesh; nil:
+	// nothing is said of them.
+	Devices []Device
+}
+
+// Device is one of them.
+type Device struct {
+	Name string // one label
+	MAC  string // it is known by that, whatever its name; "": by its name
+	V6   bool
 }
 
 // Endpoint is an address at which this node may be reached.

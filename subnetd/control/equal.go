@@ -16,7 +16,12 @@ func equalNetmaps(a, b *mesh.Netmap) bool {
 		equalNames(a.Names, b.Names) &&
 		equalRules(a.Filter, b.Filter) &&
 		maps.Equal(a.Users, b.Users) && a.Domain == b.Domain && slices.Equal(a.Health, b.Health) &&
-		a.ClockSkew == b.ClockSkew && a.Locked == b.Locked
+		a.ClockSkew == b.ClockSkew && a.Locked == b.Locked &&
+		(a.Devices == nil) == (b.Devices == nil) && slices.EqualFunc(a.Devices, b.Devices, equalDevices)
+}
+
+func equalDevices(a, b mesh.Device) bool {
+	return a.Name == b.Name && a.MAC == b.MAC && a.Full == b.Full && slices.Equal(a.LAN, b.LAN) && slices.Equal(a.Mesh, b.Mesh)
 }
 
 func equalNodes(a, b *mesh.Node) bool {
@@ -25,7 +30,7 @@ func equalNodes(a, b *mesh.Node) bool {
 		slices.Equal(a.Endpoints, b.Endpoints) && a.HomeRelay == b.HomeRelay && equalBools(a.Online, b.Online) &&
 		a.LastSeen.Equal(b.LastSeen) && a.KeyExpiry.Equal(b.KeyExpiry) && a.Expired == b.Expired &&
 		a.Authorized == b.Authorized && a.Cap == b.Cap && slices.Equal(a.Caps, b.Caps) && a.Jailed == b.Jailed &&
-		a.OS == b.OS && slices.Equal(a.Tags, b.Tags) &&
+		a.OS == b.OS && slices.Equal(a.Tags, b.Tags) && a.Router == b.Router &&
 		a.MasqueradeV4 == b.MasqueradeV4 && a.MasqueradeV6 == b.MasqueradeV6
 }
 

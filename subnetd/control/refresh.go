@@ -1,6 +1,7 @@
 package control
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -16,11 +17,21 @@ const (
 // refresh decides when the whole map is asked for anew. Headscale tells the
 // peers of a router that its routes were approved or withdrawn, but not the
 // router: all it hears is a packet filter without a word about itself.
-// Refreshes in vain become rare, since a busy mesh sends many filters.
+// Refreshes in vain become rare, since a busy mesh sends many filters, and each
+// refresh is answered by one more. With other routes they begin anew: an approval
+// is then known after as long again as it took, at most.
 type refresh struct {
-	pause time.Duration // from the last to the next
-	last  time.Time     // the last began
-	asked bool          // and its answer is awaited
+	routes []netip.Prefix // that were offered at the last hint
+	pause  time.Duration  // from the last to the next
+	last   time.Time      // the last began
+	asked  bool           // and its answer is awaited
+}
+
+// offered takes what this node offers now.
+func (r *refresh) offered(routes []netip.Prefix) {
+	if !slices.Equal(r.routes, routes) {
+		r.routes, r.pause = slices.Clone(routes), 0
+	}
 }
 
 // hint reports whether a message may hide that our routes were approved.

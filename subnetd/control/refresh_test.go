@@ -99,6 +99,34 @@ func TestRefreshInVain(t *testing.T) {
 	})
 }
 
+// However rare the refreshes have become: another route that is offered and approved is known at once.
+func TestRefreshAfterOffer(t *testing.T) {
+	bubble(t, func(t *testing.T, c *coordinator) {
+		var approved atomic.Bool
+		filters := make(chan struct{})
+		c.does(func(a *acts) { a.stream = approvals(&approved, filters) })
+		m := c.member(withKey)
+		m.SetHost(Host{Routes: prefixes("10.0.0.0/24")})
+		m.run()
+		for range 300 {
+			pass(time.Second)
+			select {
+			case filters <- struct{}{}:
+			case <-time.After(time.Second): // between two streams
+			}
+		}
+		m.SetHost(Host{Routes: prefixes("10.0.0.0/24", "0.0.0.0/0")})
+		approved.Store(true)
+		pass(time.Second)
+		filters <- struct{}{}
+		pass(0)
+		nms := m.seenNetmaps()
+		if last := nms[len(nms)-1]; !slices.Contains(last.Self.AllowedIPs, prefixes("0.0.0.0/0")[0]) {
+			t.Errorf("the route is not seen as approved: %v", last.Self.AllowedIPs)
+		}
+	})
+}
+
 // Who offers no routes has nothing to ask.
 func TestNoRefreshWithoutRoutes(t *testing.T) {
 	bubble(t, func(t *testing.T, c *coordinator) {

@@ -7,9 +7,12 @@ import (
 	"io"
 	"net/http"
 	"runtime"
+	"strings"
 	"time"
 
+	"subnetd/subnetd/mesh"
 	"subnetd/subnetd/status"
+
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 )
@@ -239,18 +242,28 @@ func (c *Client) hostinfo(h Host) *tailcfg.Hostinfo {
 	}
 }
 
-// services is what this node does for its peers. A port of 1 for the last says
-// only that it is there.
+// services is what this node is and does for its peers. A port of 1 says only that a
+// thing is there.
 func services(h Host) []tailcfg.Service {
-	var out []tailcfg.Service
+	out := []tailcfg.Service{{Proto: mesh.RouterService, Port: 1}}
 	if h.PeerAPI4 != 0 {
 		out = append(out, tailcfg.Service{Proto: tailcfg.PeerAPI4, Port: h.PeerAPI4})
 	}
 	if h.PeerAPI6 != 0 {
 		out = append(out, tailcfg.Service{Proto: tailcfg.PeerAPI6, Port: h.PeerAPI6})
 	}
-	if len(out) > 0 {
+	if h.PeerAPI4 != 0 || h.PeerAPI6 != 0 {
 		out = append(out, tailcfg.Service{Proto: tailcfg.PeerAPIDNS, Port: 1})
+	}
+	if h.Devices != nil {
+		out = append(out, tailcfg.Service{Proto: mesh.DevicesService, Port: uint16(len(h.Devices))})
+	}
+	for _, d := range h.Devices {
+		s := tailcfg.Service{Proto: mesh.DeviceService, Description: strings.TrimSpace(d.Name + " " + d.MAC)}
+		if d.V6 {
+			s.Port = 1
+		}
+		out = append(out, s)
 	}
 	return out
 }

@@ -88,10 +88,11 @@ func (c *Client) pause(ctx context.Context, d time.Duration) {
 func equalHosts(a, b Host) bool {
 	return a.Hostname == b.Hostname && slices.Equal(a.Routes, b.Routes) && slices.Equal(a.Endpoints, b.Endpoints) &&
 		a.HomeRelay == b.HomeRelay && a.UDP == b.UDP && a.V6 == b.V6 && a.MappingVaries == b.MappingVaries &&
-		maps.Equal(a.Latency, b.Latency) && a.PeerAPI4 == b.PeerAPI4 && a.PeerAPI6 == b.PeerAPI6
+		maps.Equal(a.Latency, b.Latency) && a.PeerAPI4 == b.PeerAPI4 && a.PeerAPI6 == b.PeerAPI6 &&
+		slices.Equal(a.Devices, b.Devices) && (a.Devices == nil) == (b.Devices == nil)
 }
 
 func cloneHost(h Host) Host {
-	h.Routes, h.Endpoints, h.Latency = slices.Clone(h.Routes), slices.Clone(h.Endpoints), maps.Clone(h.Latency)
+	h.Routes, h.Endpoints, h.Latency, h.Devices = slices.Clone(h.Routes), slices.Clone(h.Endpoints), maps.Clone(h.Latency), slices.Clone(h.Devices)
 	return h
 }

@@ -4,23 +4,26 @@ import (
 	"reflect"
 	"testing"
 
+	"subnetd/subnetd/mesh"
+
 	"tailscale.com/tailcfg"
 )
 
 func TestServices(t *testing.T) {
+	router := tailcfg.Service{Proto: mesh.RouterService, Port: 1}
 	dns := tailcfg.Service{Proto: tailcfg.PeerAPIDNS, Port: 1}
 	for _, c := range []struct {
 		host Host
 		want []tailcfg.Service
 	}{
-		{Host{}, nil},
-		{Host{PeerAPI4: 23456}, []tailcfg.Service{{Proto: tailcfg.PeerAPI4, Port: 23456}, dns}},
-		{Host{PeerAPI4: 1, PeerAPI6: 2}, []tailcfg.Service{{Proto: tailcfg.PeerAPI4, Port: 1}, {Proto: tailcfg.PeerAPI6, Port: 2}, dns}},
+		{Host{}, []tailcfg.Service{router}},
+		{Host{PeerAPI4: 23456}, []tailcfg.Service{router, {Proto: tailcfg.PeerAPI4, Port: 23456}, dns}},
+		{Host{PeerAPI4: 1, PeerAPI6: 2}, []tailcfg.Service{router, {Proto: tailcfg.PeerAPI4, Port: 1}, {Proto: tailcfg.PeerAPI6, Port: 2}, dns}},
 	} {
 		if got := services(c.host); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%+v: got %v, want %v", c.host, got, c.want)
 		}
-		if c.want != nil && equalHosts(c.host, Host{}) {
+		if len(c.want) > 1 && equalHosts(c.host, Host{}) {
 			t.Errorf("%+v counts as nothing new", c.host)
 		}
 	}

@@ -47,6 +47,7 @@ type session struct {
 	messages map[string]string
 	skew     time.Duration
 	locked   bool
+	devices  []mesh.Device
 	warning  error // about the filter, nil if all is understood
 }
 
@@ -78,6 +79,7 @@ func (s *session) apply(r *tailcfg.MapResponse) (*mesh.Netmap, error) {
 	}
 	if r.Node != nil {
 		s.self, s.started = nodeOf(r.Node), true
+		s.devices = devicesOf(r.Node.CapMap)
 	}
 	if err := s.applyPeers(r); err != nil {
 		return nil, err
@@ -94,6 +96,7 @@ func (s *session) publish() *mesh.Netmap {
 	nm := &mesh.Netmap{
 		Self: s.self, Peers: s.peers, Relays: s.relays, Names: s.names, Filter: s.rules,
 		Users: s.users, Domain: s.domain, Health: s.healthTexts(), ClockSkew: s.skew, Locked: s.locked,
+		Devices: s.devices,
 	}
 	if s.last == nil || !equalNetmaps(s.last, nm) {
 		s.last = nm

@@ -122,7 +122,8 @@ func (c *Client) readFrames(ctx context.Context, l *link, frames *frameReader, d
 			return err
 		}
 		c.refresh.answered(before, nm)
-		if hint(m, len(c.wanted().Routes) > 0) {
+		if routes := c.wanted().Routes; hint(m, len(routes) > 0) {
+			c.refresh.offered(routes)
 			stale.Reset(c.refresh.wait(c.cfg.Now()))
 		}
 		if nm != nil {

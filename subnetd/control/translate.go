@@ -1,6 +1,7 @@
 package control
 
 import (
+	"encoding/json"
 	"maps"
 	"net/netip"
 	"slices"
@@ -28,12 +29,34 @@ func nodeOf(n *tailcfg.Node) mesh.Node {
 	}
 	if n.Hostinfo.Valid() {
 		out.OS = n.Hostinfo.OS()
+		out.Router = n.Hostinfo.Services().ContainsFunc(func(s tailcfg.Service) bool { return s.Proto == mesh.RouterService })
 	}
 	if a := n.SelfNodeV4MasqAddrForThisPeer; a != nil {
 		out.MasqueradeV4 = *a
 	}
 	if a := n.SelfNodeV6MasqAddrForThisPeer; a != nil {
 		out.MasqueradeV6 = *a
+	}
+	return out
+}
+
+// maxDevices is how many devices of ours are heard of.
+const maxDevices = 1000
+
+// devicesOf is what the coordinator gave to the devices behind us; nil: it gives them
+// nothing. What is no device is left out.
+func devicesOf(caps tailcfg.NodeCapMap) []mesh.Device {
+	values, ok := caps[mesh.DevicesCap]
+	if !ok {
+		return nil
+	}
+	out := []mesh.Device{}
+	for _, v := range values[:min(len(values), maxDevices)] {
+		var d mesh.Device
+		if json.Unmarshal([]byte(v), &d) == nil {
+			d.LAN = nil // it is for us to say where that is
+			out = append(out, d)
+		}
 	}
 	return out
 }

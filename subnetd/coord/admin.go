@@ -2,6 +2,8 @@ package coord
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -159,11 +161,13 @@ func (c *Coordinator) ApproveRoutes(ctx context.Context, who string, prefixes []
 // Device is a thing behind a node that shall have addresses of its own.
 type Device struct {
 	Name string
-	V6   bool // an IPv6 address too
+	V6   bool   // an IPv6 address too
+	ID   string // what it is known by whatever its name is; "": its name
 }
 
 // SetDevices gives the node with that key exactly these devices and tells their
-// addresses, in the order asked for. One that stays keeps its addresses.
+// addresses, in the order asked for. One that stays keeps its addresses: one with the
+// ID, or with the name if either of them has no ID.
 func (c *Coordinator) SetDevices(ctx context.Context, k key.NodePublic, want []Device) (out []status.HomeDevice, err error) {
 	if len(want) > maxDevices {
 		return nil, badf("more than %d devices behind one node are not kept", maxDevices)
@@ -173,15 +177,9 @@ func (c *Coordinator) SetDevices(ctx context.Context, k key.NodePublic, want []D
 		if n == nil {
 			return errGone
 		}
-		next := make([]device, 0, len(want))
-		names, numbers := d.taken(0), d.numbers()
-		for _, w := range want {
-			dev, err := deviceOf(n, w, next, names, numbers)
-			if err != nil {
-				return err
-			}
-			names[dev.Name], numbers[dev.Number] = true, true
-			next = append(next, dev)
+		next, err := d.devicesOf(n, want)
+		if err != nil {
+			return err
 		}
 		out = nil
 		for _, dev := range next {
@@ -190,11 +188,7 @@ func (c *Coordinator) SetDevices(ctx context.Context, k key.NodePublic, want []D
 		if slices.Equal(next, n.Devices) {
 			return nil
 		}
-		for _, old := range n.Devices {
-			if !slices.ContainsFunc(next, func(dev device) bool { return dev.Number == old.Number }) {
-				d.spend(old.Number)
-			}
-		}
+		d.spendDevices(n.Devices, next)
 		d.edit(n.ID).Devices = next
 		d.lasting = true
 		return nil
@@ -202,34 +196,84 @@ func (c *Coordinator) SetDevices(ctx context.Context, k key.NodePublic, want []D
 	return out, err
 }
 
-// deviceOf finds what a node's device has, or gives it addresses and a name that
-// are not among those there are. Those before it may be called the same.
-func deviceOf(n *node, w Device, before []device, names map[string]bool, numbers map[uint32]bool) (device, error) {
-	wants := map[string]bool{}
-	for _, dev := range before {
-		wants[dev.Want] = true
-	}
-	want := free(label(w.Name), wants)
-	dev := device{Want: want}
-	seed := fmt.Appendf(nil, "%s device %s", n.Machine, want)
-	if i := slices.IndexFunc(n.Devices, func(old device) bool { return old.Want == want }); i >= 0 {
-		dev = n.Devices[i]
-	} else {
-		number, v6, err := allocate(numbers, seed)
-		if err != nil {
-			return dev, err
+// spendDevices spends what devices had that are gone.
+func (d *draft) spendDevices(was, is []device) {
+	for _, old := range was {
+		if !slices.ContainsFunc(is, func(dev device) bool { return dev.Number == old.Number }) {
+			d.spend(old.Number)
 		}
-		dev.Number, dev.V6, dev.Name = number, v6, free(want, names)
+	}
+}
+
+// devicesOf finds what a node's devices have, or gives them addresses and names that
+// are not among those there are. Names are the wanted ones for whom had them first.
+func (d *draft) devicesOf(n *node, want []Device) ([]device, error) {
+	names, numbers := d.taken(0), d.numbers()
+	others := 0
+	for _, o := range d.nodes {
+		others += len(o.Devices)
+	}
+	if others-len(n.Devices)+len(want) > maxAll {
+		return nil, badf("more than %d devices in a mesh are not kept", maxAll)
+	}
+	for _, old := range n.Devices {
+		delete(names, old.Name)
+	}
+	next := make([]device, 0, len(want))
+	wants, found := map[string]bool{}, map[uint32]bool{}
+	for _, w := range want {
+		if len(w.ID) > maxText {
+			return nil, badf("the ID of a device is too long")
+		}
+		dev := device{Want: free(label(w.Name), wants), ID: w.ID}
+		wants[dev.Want] = true
+		i := slices.IndexFunc(n.Devices, func(old device) bool { return !found[old.Number] && old.is(dev) })
+		if i >= 0 {
+			old := n.Devices[i]
+			found[old.Number] = true
+			dev.Number, dev.V6 = old.Number, old.V6
+			if old.Want == dev.Want {
+				dev.Name = old.Name
+				names[dev.Name] = true
+			}
+		}
+		next = append(next, dev)
+	}
+	for i := range next {
+		if err := next[i].complete(n, want[i].V6, names, numbers); err != nil {
+			return nil, err
+		}
+	}
+	return next, nil
+}
+
+// is reports whether it is the device of that ID or, where one has none, of that name.
+func (d device) is(o device) bool {
+	if d.ID != "" && o.ID != "" {
+		return d.ID == o.ID
+	}
+	return d.Want == o.Want
+}
+
+// complete gives a device what it lacks.
+func (d *device) complete(n *node, v6 bool, names map[string]bool, numbers map[uint32]bool) error {
+	if d.Number == 0 {
+		number, _, err := allocate(numbers, fmt.Appendf(nil, "%s device %s", n.Machine, d.Want))
+		if err != nil {
+			return err
+		}
+		d.Number, numbers[number] = number, true
+	}
+	if d.Name == "" {
+		d.Name = free(d.Want, names)
+		names[d.Name] = true
 	}
 	switch {
-	case !w.V6:
-		dev.V6 = netip.Addr{}
-	case !dev.V6.IsValid():
-		_, v6, err := allocate(numbers, seed)
-		if err != nil {
-			return dev, err
-		}
-		dev.V6 = v6
+	case !v6:
+		d.V6 = netip.Addr{}
+	case !d.V6.IsValid(): // the same whenever it comes back
+		sum := sha256.Sum256(binary.BigEndian.AppendUint32(fmt.Appendf(nil, "%s device IPv6 ", n.Machine), d.Number))
+		d.V6 = address6(sum[:8])
 	}
-	return dev, nil
+	return nil
 }

@@ -146,7 +146,7 @@ func TestGoodClients(t *testing.T) {
 		_, err := m.c.ApproveRoutes(t.Context(), "a", prefixes("10.0.0.0/24", "::/0"))
 		m.must(err)
 		check("routes")
-		_, err = m.c.SetDevices(t.Context(), home.key(), []Device{{"tv", true}, {"nas", false}})
+		_, err = m.c.SetDevices(t.Context(), home.key(), []Device{{Name: "tv", V6: true}, {Name: "nas"}})
 		m.must(err)
 		check("devices")
 		for i, p := range walkPolicies {

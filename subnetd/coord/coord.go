@@ -36,7 +36,8 @@ const (
 	maxNodes   = 10000
 	maxKeys    = 1000
 	maxUsers   = 1000
-	maxDevices = 1000  // behind one node
+	maxDevices = 1000  // behind the router itself
+	maxAll     = 2000  // devices behind all nodes: each is four DNS records that every member has
 	maxRemoved = 1000  // keys of nodes that are gone
 	maxSpent   = 20000 // addresses of nodes and devices that are gone
 )

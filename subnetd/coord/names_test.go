@@ -1,14 +1,18 @@
 package coord
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	nouns "subnetd/subnetd/mesh"
 
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
@@ -123,6 +127,56 @@ func TestFindNumber(t *testing.T) {
 	})
 }
 
+// A device that is known by an ID keeps its addresses through any names, and gives them
+// to nobody else who is called the same.
+func TestDevicesByID(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mesh) {
+		a := m.member("a")
+		m.member("b")
+		set := func(ds ...Device) (names []string, addrs [][]netip.Addr) {
+			out, err := m.c.SetDevices(t.Context(), a.node, ds)
+			m.must(err)
+			for _, d := range out {
+				names, addrs = append(names, strings.TrimSuffix(d.Name, "."+domain)), append(addrs, d.Addresses)
+			}
+			m.invariants()
+			return names, addrs
+		}
+		check := func(what string, names []string, want ...string) {
+			t.Helper()
+			if !slices.Equal(names, want) {
+				t.Errorf("%s: called %q, want %q", what, names, want)
+			}
+		}
+		_, before := set(Device{Name: "tv", V6: true}, Device{Name: "nas"})
+		names, one := set(Device{Name: "tv", V6: true, ID: "1"}, Device{Name: "nas", ID: "2"})
+		check("IDs come", names, "tv", "nas")
+		if !reflect.DeepEqual(before, one) {
+			t.Errorf("with IDs they are at %v, were at %v", one, before)
+		}
+		names, two := set(Device{Name: "screen", V6: true, ID: "1"}, Device{Name: "tv", ID: "2"})
+		check("renamed", names, "screen", "tv")
+		if !reflect.DeepEqual(one, two) {
+			t.Errorf("renamed they are at %v, were at %v", two, one)
+		}
+		names, three := set(Device{Name: "tv", V6: true, ID: "3"}, Device{Name: "screen", ID: "1"}, Device{Name: "b", ID: "4"})
+		check("another tv", names, "tv", "screen", "b-1")
+		if three[0][0] == two[1][0] || three[1][0] != two[0][0] {
+			t.Errorf("a new tv at %v after one at %v; the screen at %v", three[0], two[1], three[1])
+		}
+		_, four := set(Device{Name: "tv", ID: "3"})
+		_, five := set(Device{Name: "tv", V6: true, ID: "3"})
+		_, six := set(Device{Name: "tv", ID: "3"})
+		_, seven := set(Device{Name: "tv", V6: true, ID: "3"})
+		if len(four[0]) != 1 || len(six[0]) != 1 || !reflect.DeepEqual(five, seven) {
+			t.Errorf("without IPv6, with, without, with: %v, %v, %v, %v", four, five, six, seven)
+		}
+		if _, err := m.c.SetDevices(t.Context(), a.node, []Device{{ID: strings.Repeat("x", maxText+1)}}); !errors.As(err, new(BadRequest)) {
+			t.Errorf("a long ID: %v", err)
+		}
+	})
+}
+
 // Devices have names and addresses of their own, also those that are called the
 // same; they keep them while they stay.
 func TestDevices(t *testing.T) {
@@ -148,23 +202,23 @@ func TestDevices(t *testing.T) {
 			b.check(p, "devices")
 			return got
 		}
-		one := set(Device{"printer", true}, Device{"Printer", true}, Device{"tv", false}, Device{"tv-1", false}, Device{"printer.lan", false})
+		one := set(Device{Name: "printer", V6: true}, Device{Name: "Printer", V6: true}, Device{Name: "tv", V6: false}, Device{Name: "tv-1", V6: false}, Device{Name: "printer.lan", V6: false})
 		if one["printer."+domain] == "" || one["printer-1."+domain] == "" || one["tv-1."+domain] == "" {
 			t.Errorf("devices %v", one)
 		}
-		two := set(Device{"tv", false}, Device{"printer", true})
+		two := set(Device{Name: "tv", V6: false}, Device{Name: "printer", V6: true})
 		for name, addrs := range two {
 			if one[name] != addrs {
 				t.Errorf("%s was at %s and is at %s", name, one[name], addrs)
 			}
 		}
 		saves, gen := m.disk.count(LedgerFile), m.c.snap.Load().gen
-		set(Device{"tv", false}, Device{"printer", true})
+		set(Device{Name: "tv", V6: false}, Device{Name: "printer", V6: true})
 		if m.disk.count(LedgerFile) != saves || m.c.snap.Load().gen != gen {
 			t.Error("the same devices once more are news")
 		}
 		set()
-		three := set(Device{"tv", true}, Device{"printer", true})
+		three := set(Device{Name: "tv", V6: true}, Device{Name: "printer", V6: true})
 		for name, addrs := range three {
 			for _, before := range one {
 				if strings.Fields(before)[0] == strings.Fields(addrs)[0] {
@@ -257,4 +311,62 @@ func TestAddressesAfterRestore(t *testing.T) {
 			t.Errorf("%d of %d machines have another address", moved, len(machines))
 		}
 	}
+}
+
+// A member tells of the devices behind it among its services: they get names and
+// addresses, of which it hears, and nobody hears of the words. What it says nothing of
+// stays, and too much changes nothing.
+func TestDevicesBehindMember(t *testing.T) {
+	bubble(t, func(t *testing.T, m *mesh) {
+		a, b := m.member("a"), m.member("b")
+		p := b.stream()
+		pass(time.Second)
+		tell := func(all bool, ss ...tailcfg.Service) []nouns.Device {
+			t.Helper()
+			a.host.Services = append([]tailcfg.Service{{Proto: tailcfg.PeerAPI4, Port: 9}}, ss...)
+			if all {
+				a.host.Services = append(a.host.Services, tailcfg.Service{Proto: nouns.DevicesService, Port: uint16(len(ss))})
+			}
+			a.mustTell()
+			pass(time.Minute)
+			m.invariants()
+			b.check(p, "devices")
+			if n := m.node(a.node); len(n.Services) != 1 {
+				t.Errorf("members hear of %v", n.Services)
+			}
+			out := []nouns.Device{}
+			for _, v := range m.c.snap.Load().self(m.node(a.node)).CapMap[nouns.DevicesCap] {
+				var d nouns.Device
+				m.must(json.Unmarshal([]byte(v), &d))
+				out = append(out, d)
+			}
+			return out
+		}
+		printer := tailcfg.Service{Proto: nouns.DeviceService, Port: 1, Description: "printer 02:00:00:00:00:01"}
+		nas := tailcfg.Service{Proto: nouns.DeviceService, Description: "nas"}
+		one := tell(true, printer, nas)
+		if len(one) != 2 || one[0].Name != "printer" || one[0].MAC != "02:00:00:00:00:01" || one[0].Full != "printer."+domain || len(one[0].Mesh) != 2 ||
+			one[1].Full != "nas."+domain || one[1].MAC != "" || len(one[1].Mesh) != 1 {
+			t.Fatalf("%+v", one)
+		}
+		if two := tell(false); !reflect.DeepEqual(one, two) {
+			t.Errorf("without a word of devices: %+v", two)
+		}
+		many := []tailcfg.Service{printer}
+		for i := range maxBehind + 10 {
+			many = append(many, tailcfg.Service{Proto: nouns.DeviceService, Description: fmt.Sprint("d", i)})
+		}
+		if three := tell(true, many...); len(three) != maxBehind || !reflect.DeepEqual(three[0], one[0]) {
+			t.Errorf("%d devices, the first %+v", len(three), three[0])
+		}
+		if four := tell(true, printer); len(four) != 1 || !reflect.DeepEqual(four[0], one[0]) {
+			t.Errorf("%+v", four)
+		}
+		if n := len(tell(true)); n != 0 {
+			t.Errorf("%d are left", n)
+		}
+		if len(m.c.snap.Load().spent) != maxBehind+1 {
+			t.Errorf("%d addresses are spent", len(m.c.snap.Load().spent))
+		}
+	})
 }

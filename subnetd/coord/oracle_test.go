@@ -284,7 +284,7 @@ func (w *walker) devices(c *client) {
 	}
 	var ds []Device
 	for range w.rng.IntN(4) {
-		ds = append(ds, Device{Name: []string{"tv", "printer", "TV", "nas"}[w.rng.IntN(4)], V6: w.rng.IntN(2) == 0})
+		ds = append(ds, Device{Name: []string{"tv", "printer", "TV", "nas"}[w.rng.IntN(4)], V6: w.rng.IntN(2) == 0, ID: []string{"", "1", "2", "3"}[w.rng.IntN(4)]})
 	}
 	_, err := w.m.c.SetDevices(w.m.t.Context(), c.node, ds)
 	w.m.must(err)

@@ -72,6 +72,7 @@ type device struct {
 	Want   string     `json:"want"`   // Name before it was made unique
 	Number uint32     `json:"number"` // in the IPv4 pool
 	V6     netip.Addr `json:"v6,omitzero"`
+	ID     string     `json:"id,omitempty"` // what it is known by whatever its name is
 }
 
 // live is what a node tells anew whenever it connects; see hint.

@@ -17,9 +17,26 @@ const (
 	maxEndpoints = 64
 	maxOffers    = 256
 	maxServices  = 16
+	maxBehind    = 256 // devices behind a member that is not the router itself
 	maxText      = 255 // bytes of a host's name, system or version
 	maxRegion    = 1<<16 - 1
 )
+
+// Members that are a subnetd tell of the devices behind them among their services, and
+// hear of what those have by a capability of their own.
+const (
+	devicesService = "subnetd-devices"     // all devices are told of
+	deviceService  = "subnetd-device"      // one; Description is "NAME ID" or "NAME", Port 1 that it has IPv6
+	devicesCap     = "subnetd/cap/devices" // each of its values is a given
+)
+
+// given is what a device has, for the member before it.
+type given struct {
+	Name string       `json:"name"`          // as it was asked for
+	ID   string       `json:"mac,omitempty"` // the same
+	Full string       `json:"full"`
+	Mesh []netip.Addr `json:"mesh"`
+}
 
 var errGone = errors.New("this node is no member any more")
 
@@ -60,6 +77,7 @@ func (d *draft) tell(old *node, req *tailcfg.MapRequest) (more bool) {
 // that a full disk keeps nobody from saying where he is.
 func (d *draft) note(old *node, req *tailcfg.MapRequest) {
 	if said := d.said(old, req); !sameRecord(&old.record, &said) {
+		d.spendDevices(old.Devices, said.Devices)
 		d.edit(old.ID).record = said
 		d.lasting = true
 	}
@@ -94,6 +112,28 @@ func (d *draft) introduce(n *node, h *tailcfg.Hostinfo) {
 			n.Name = free(label(name), d.taken(n.ID))
 		}
 	}
+	if want, all := devicesBehind(h.Services); all && !n.Self {
+		if next, err := d.devicesOf(n, want); err == nil { // else they stay as they are
+			n.Devices = next
+		}
+	}
+}
+
+// devicesBehind is the devices that a member tells of among its services, and whether
+// it does at all.
+func devicesBehind(ss []tailcfg.Service) (want []Device, all bool) {
+	for _, s := range ss {
+		switch s.Proto {
+		case devicesService:
+			all = true
+		case deviceService:
+			name, id, _ := strings.Cut(clip(s.Description), " ")
+			if len(want) < maxBehind {
+				want = append(want, Device{Name: name, V6: s.Port == 1, ID: id})
+			}
+		}
+	}
+	return want, all
 }
 
 // arrived marks a node that has begun its long poll.
@@ -131,8 +171,10 @@ func routesOf(ps []netip.Prefix) []netip.Prefix {
 	return out
 }
 
+// servicesOf is what the members hear of.
 func servicesOf(ss []tailcfg.Service) []tailcfg.Service {
-	ss = slices.Clone(ss[:min(len(ss), maxServices)])
+	ss = slices.DeleteFunc(slices.Clone(ss), func(s tailcfg.Service) bool { return s.Proto == devicesService || s.Proto == deviceService })
+	ss = ss[:min(len(ss), maxServices)]
 	for i := range ss {
 		ss[i].Proto = tailcfg.ServiceProto(clip(string(ss[i].Proto)))
 		ss[i].Description = clip(ss[i].Description)
@@ -143,7 +185,7 @@ func servicesOf(ss []tailcfg.Service) []tailcfg.Service {
 // sameRecord compares what a node can change of its record.
 func sameRecord(a, b *record) bool {
 	return a.Name == b.Name && a.Hostname == b.Hostname && a.OS == b.OS && a.Client == b.Client && a.Cap == b.Cap &&
-		slices.Equal(a.Offers, b.Offers)
+		slices.Equal(a.Offers, b.Offers) && slices.Equal(a.Devices, b.Devices)
 }
 
 func sameService(a, b tailcfg.Service) bool {

@@ -22,6 +22,7 @@ type shown struct {
 	from  uint64          // gen of the one before, which most peers were told; 0: none
 	same  bool            // there is no difference to that
 	patch json.RawMessage
+	given []tailcfg.RawMessage // to itself: what its devices have
 }
 
 // oldDevices is the last version of clients some of which take a single address
@@ -240,10 +241,12 @@ func (d *draft) show(n, old *node, domain string) {
 	if len(n.Tags) > 0 {
 		w.User = taggedID
 	}
+	all := []tailcfg.RawMessage{}
 	for _, dev := range n.Devices {
 		for _, a := range dev.addresses() {
 			w.AllowedIPs = append(w.AllowedIPs, netip.PrefixFrom(a, a.BitLen()))
 		}
+		all = append(all, tailcfg.RawMessage(mustJSON(given{dev.Want, dev.ID, dev.Name + "." + domain, dev.addresses()})))
 	}
 	own := len(w.AllowedIPs)
 	routes, exit := d.serves(n)
@@ -253,7 +256,7 @@ func (d *draft) show(n, old *node, domain string) {
 		w.AllowedIPs = append(w.AllowedIPs, allV4, allV6)
 		w.CapMap = tailcfg.NodeCapMap{tailcfg.NodeAttrSuggestExitNode: nil}
 	}
-	n.shown = &shown{node: w, json: mustJSON(w), gen: d.gen}
+	n.shown = &shown{node: w, json: mustJSON(w), given: all, gen: d.gen}
 	if len(n.Devices) > 0 {
 		old := *w
 		old.Addresses = w.AllowedIPs[:own]
@@ -291,6 +294,7 @@ func (s *snapshot) self(n *node) *tailcfg.Node {
 	for k, v := range s.compiled.Attrs(n.ID) {
 		w.CapMap[k] = v
 	}
+	w.CapMap[devicesCap] = n.shown.given
 	return &w
 }
 
