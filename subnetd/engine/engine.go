@@ -133,6 +133,16 @@ func (e *Engine) SetPeerAPI(p uint16) { e.update(func() { e.in.PeerAPI = p }) }
 // then; zero: it is ours alone.
 func (e *Engine) SetShare(s host.PortShare) { e.update(func() { e.in.Share = s }) }
 
+// SetShut says which of the plan's openings the firewalls of others shut.
+func (e *Engine) SetShut(shut []host.Shut) {
+	e.mu.Lock()
+	same := slices.Equal(e.in.Shut, shut)
+	e.mu.Unlock()
+	if !same {
+		e.update(func() { e.in.Shut = shut })
+	}
+}
+
 // SetExits replaces what is known of exits beside the netmap.
 func (e *Engine) SetExits(x map[key.NodePublic]plan.Exit) { e.update(func() { e.in.Exits = x }) }
 

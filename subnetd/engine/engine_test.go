@@ -245,6 +245,9 @@ func TestDevices(t *testing.T) {
 		nm := netmap(time.Time{})
 		nm.Self.AllowedIPs = append(nm.Self.Addresses, netip.PrefixFrom(at, 32))
 		e.SetNetmap(nm, key.NewNode())
+		c := config.Default()
+		c.LAN.Devices = []config.Device{{Name: "tv", Addr: lan.Addr().Next()}}
+		e.SetConfig(c)
 		synctest.Wait()
 		e.SetDevices([]mesh.Device{{Name: "tv", LAN: []netip.Addr{lan.Addr().Next()}, Mesh: []netip.Addr{at}}})
 		synctest.Wait()

@@ -77,7 +77,7 @@ func TestDevicesNotServed(t *testing.T) {
 		{"nothing is exposed", func(in *Inputs) { in.Config.LAN.Expose = config.ExposeNone }, nil, nil},
 		{"no LAN address of that family", func(in *Inputs) { in.Devices[0].LAN = in.Devices[0].LAN[:1] }, []string{"100.64.5.5"}, []string{"routes-unapproved"}},
 		{"in no LAN", func(in *Inputs) {
-			in.Config.LAN = config.LAN{Expose: config.ExposeAll}
+			in.Config.LAN = config.LAN{Expose: config.ExposeAll, Devices: devices("10.9.9.9", "fd77:77::50")}
 			in.Devices[0].LAN[0] = netip.MustParseAddr("10.9.9.9")
 		}, []string{"fd7a:115c:a1e0::5:5"}, []string{"device-outside", "routes-unapproved"}},
 		{"in no LAN, told once", func(in *Inputs) {
@@ -152,8 +152,9 @@ func TestUnapprovedFix(t *testing.T) {
 }
 
 // TestWithDevices judges completed rules by asking of every address, port by
-// port: a device's LAN address is open exactly where one of its mesh addresses
-// is, or, if its route is approved, where a rule says so itself.
+// port, for each protocol: a device's LAN address is open exactly where one of its
+// mesh addresses is, or, if its route is approved, where a rule says so itself; one
+// with a limit, on its ports only.
 func TestWithDevices(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -177,31 +178,53 @@ func TestWithDevices(t *testing.T) {
 		for range r.IntN(2) {
 			approved = append(approved, netip.PrefixFrom(at(r.IntN(n/2)), at(0).BitLen()-r.IntN(3)).Masked())
 		}
+		only := limits{}
+		for i := range n / 2 {
+			if r.IntN(5) == 0 {
+				first := uint16(r.IntN(4))
+				only[at(i)] = []config.Ports{{Proto: "tcp", First: first, Last: first + uint16(r.IntN(2))}, {Proto: "udp", First: 2, Last: 2}}[r.IntN(2):]
+			}
+		}
 		rules := randomRules(r, at, n)
 		before := fmt.Sprint(rules)
-		out := withDevices(rules, ds, approved)
+		out := withDevices(rules, ds, approved, only)
 		if fmt.Sprint(rules) != before {
 			t.Fatal("the netmap's own rules were changed")
 		}
 		for src := range n {
 			for dst := range n {
-				for port := range uint16(4) {
-					own := allowed(rules, at(src), at(dst), port)
-					want := own
-					if i := slices.IndexFunc(ds, func(d host.DeviceMap) bool { return d.LAN == at(dst) }); i >= 0 {
-						want = own && inAny(approved, at(dst))
+				for i := range 4 * len(protos) {
+					f := flow{at(src), at(dst), protos[i%len(protos)], uint16(i / len(protos))}
+					want := allowed(rules, f)
+					if i := slices.IndexFunc(ds, func(d host.DeviceMap) bool { return d.LAN == f.dst }); i >= 0 {
+						want = want && inAny(approved, f.dst)
 						for _, d := range ds {
-							want = want || d.LAN == at(dst) && allowed(rules, at(src), d.Mesh, port)
+							want = want || d.LAN == f.dst && allowed(rules, flow{f.src, d.Mesh, f.proto, f.port})
 						}
 					}
-					if got := allowed(out, at(src), at(dst), port); got != want {
-						t.Fatalf("%v -> %v port %d: %v, want %v\ndevices %v\napproved %v\nrules %v\nout %v",
-							at(src), at(dst), port, got, want, ds, approved, rules, out)
+					if ports := only[f.dst]; ports != nil {
+						if !slices.ContainsFunc(ds, func(d host.DeviceMap) bool { return d.LAN == f.dst }) {
+							want = want && inAny(approved, f.dst)
+						}
+						want = want && slices.ContainsFunc(ports, func(p config.Ports) bool {
+							return map[string]uint8{"tcp": 6, "udp": 17}[p.Proto] == f.proto && p.First <= f.port && f.port <= p.Last
+						})
+					}
+					if got := allowed(out, f); got != want {
+						t.Fatalf("%v: %v, want %v\ndevices %v\napproved %v\nlimits %v\nrules %v\nout %v", f, got, want, ds, approved, only, rules, out)
 					}
 				}
 			}
 		}
 	}
+}
+
+var protos = [...]uint8{6, 17, 1}
+
+type flow struct {
+	src, dst netip.Addr
+	proto    uint8
+	port     uint16
 }
 
 func randomRules(r *rand.Rand, at func(int) netip.Addr, n int) []mesh.Rule {
@@ -214,7 +237,7 @@ func randomRules(r *rand.Rand, at func(int) netip.Addr, n int) []mesh.Rule {
 	}
 	var out []mesh.Rule
 	for range r.IntN(4) {
-		x := mesh.Rule{Srcs: []mesh.Range{span()}}
+		x := mesh.Rule{Srcs: []mesh.Range{span()}, Protos: [][]uint8{nil, {6}, {17, 1}}[r.IntN(3)]}
 		for range r.IntN(4) {
 			first := uint16(r.IntN(4))
 			x.Dsts = append(x.Dsts, mesh.Dest{Range: span(), Ports: mesh.PortRange{First: first, Last: first + uint16(r.IntN(2))}})
@@ -225,10 +248,13 @@ func randomRules(r *rand.Rand, at func(int) netip.Addr, n int) []mesh.Rule {
 }
 
 // allowed is the meaning of rules, said as plainly as possible.
-func allowed(rules []mesh.Rule, src, dst netip.Addr, port uint16) bool {
+func allowed(rules []mesh.Rule, f flow) bool {
 	for _, r := range rules {
+		if len(r.Protos) > 0 && !slices.Contains(r.Protos, f.proto) {
+			continue
+		}
 		for _, d := range r.Dsts {
-			if within(r.Srcs, src) && within([]mesh.Range{d.Range}, dst) && d.Ports.First <= port && port <= d.Ports.Last {
+			if within(r.Srcs, f.src) && within([]mesh.Range{d.Range}, f.dst) && d.Ports.First <= f.port && f.port <= d.Ports.Last {
 				return true
 			}
 		}
@@ -248,7 +274,7 @@ func TestWithDevicesMalformed(t *testing.T) {
 		{From: netip.MustParseAddr("::ffff:100.64.0.0"), To: netip.MustParseAddr("::ffff:100.65.0.0")},
 	} {
 		in := []mesh.Rule{{Dsts: []mesh.Dest{{Range: r}}}}
-		if out := withDevices(in, ds, nil); len(out[0].Dsts) != 1 || out[0].Dsts[0].Range != r {
+		if out := withDevices(in, ds, nil, nil); len(out[0].Dsts) != 1 || out[0].Dsts[0].Range != r {
 			t.Errorf("%v became %v", r, out[0].Dsts)
 		}
 	}

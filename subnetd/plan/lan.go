@@ -15,15 +15,16 @@ import (
 var notLAN = [...]string{"lo", "docker", "br-docker", "veth", "virbr", "vnet", "tailscale", "wg", "tun", "tap", "zt", "wt", "ppp", host.DefaultInterface}
 
 // lanInterfaces gives the interfaces of the home: those the owner named, or
-// those found: a private address, up, and not the way to the internet. Where no
-// default route tells which is the WAN, only bridges are taken.
+// those found: a private address, up, and not the way to the internet, of whichever
+// table. Where no default route tells which is the WAN, only bridges are taken; these
+// also if some table has one there, as for a proxy in the LAN.
 func lanInterfaces(c config.LAN, f host.Facts, p *Plan) []host.Interface {
 	if len(c.Interfaces) > 0 {
 		return named(c.Interfaces, f, p)
 	}
 	var out []host.Interface
 	for _, i := range f.Interfaces {
-		if i.Up && !excluded(i.Name) && !isOurs(i.Name) && !isWAN(f, i.Name) && (i.Bridge || len(f.Defaults) > 0) && len(prefixesOf([]host.Interface{i})) > 0 && hasPrivate(i) {
+		if i.Up && !excluded(i.Name) && !isOurs(i.Name) && !isWAN(f, i.Name) && (i.Bridge || len(f.Defaults) > 0 && !i.Uplink) && len(prefixesOf([]host.Interface{i})) > 0 && hasPrivate(i) {
 			out = append(out, i)
 		}
 	}
@@ -86,25 +87,29 @@ func blocked(f host.Facts) []netip.Prefix {
 }
 
 // offer is what the owner lets the mesh reach.
-func offer(c config.LAN, local []netip.Prefix, p *Plan) []netip.Prefix {
-	switch c.Expose {
+func offer(in Inputs, local []netip.Prefix, p *Plan) []netip.Prefix {
+	switch in.Config.LAN.Expose {
 	case config.ExposeAll:
 		return local
 	case config.ExposeChosen:
-		return chosen(c.Devices, local, p)
+		return chosen(in, local, p)
 	}
 	return nil
 }
 
-func chosen(devices []config.Device, local []netip.Prefix, p *Plan) []netip.Prefix {
+func chosen(in Inputs, local []netip.Prefix, p *Plan) []netip.Prefix {
 	var out []netip.Prefix
-	for _, d := range devices {
-		if !inAny(local, d.Addr) {
-			p.outside(d.Name, d.Addr)
-			continue
-		}
-		if s := single(d.Addr); !slices.Contains(out, s) {
-			out = append(out, s)
+	for _, d := range in.Config.LAN.Devices {
+		for _, a := range placesOf(d, in.Devices) {
+			if !inAny(local, a) {
+				if d.MAC == "" { // of others is told where they are listed
+					p.outside(d.Name, a)
+				}
+				continue
+			}
+			if s := single(a); !slices.Contains(out, s) {
+				out = append(out, s)
+			}
 		}
 	}
 	return sortPrefixes(out)

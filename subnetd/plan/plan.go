@@ -26,7 +26,8 @@ type Inputs struct {
 	Down   bool         // the owner wants nothing of ours on the machine
 	Netmap *mesh.Netmap // nil: not joined
 	Key    key.NodePrivate
-	// Devices are the things on the LAN with mesh addresses of their own.
+	// Devices are those of the configuration, as Resolve has found them, with their
+	// mesh addresses.
 	Devices []mesh.Device
 	Facts   host.Facts
 	Now     time.Time
@@ -35,6 +36,8 @@ type Inputs struct {
 	Exits   map[key.NodePublic]Exit
 	Ways    []string // Plan.Ways of the plan before: numbers stay
 	PeerAPI uint16   // TCP, where members ask this node itself
+	// Shut is what the firewall hand saw of the openings of the plan before.
+	Shut []host.Shut
 }
 
 // Plan is what follows from Inputs.
@@ -61,7 +64,7 @@ func Compile(in Inputs) Plan {
 	var p Plan
 	lans := lanInterfaces(in.Config.LAN, in.Facts, &p)
 	local := prefixesOf(lans)
-	p.Offer = offer(in.Config.LAN, local, &p)
+	p.Offer = offer(in, local, &p)
 	p.offerExit(in.Config.Exit)
 	for _, l := range lans {
 		p.LANs = append(p.LANs, l.Name)
@@ -104,7 +107,7 @@ func Compile(in Inputs) Plan {
 		Interface:     host.DefaultInterface,
 		Own:           own,
 		Exposed:       expose(approved, devices),
-		Rules:         withDevices(withoutJailed(in.Netmap.Filter, in.Netmap.Peers), devices, approved),
+		Rules:         withDevices(withoutJailed(in.Netmap.Filter, in.Netmap.Peers), devices, approved, limitsOf(in)),
 		SNAT:          in.Config.LAN.SNAT,
 		LANs:          p.LANs,
 		MasqueradeLAN: len(p.LANs) > 0,
@@ -114,7 +117,7 @@ func Compile(in Inputs) Plan {
 		Devices:       devices,
 		Redirect:      p.Host.Firewall.Redirect,
 		Share:         in.Share,
-		Port:          in.Port,
+		Openings:      p.openings(in),
 		Exits:         peers.exitRoutes,
 	}
 	p.There = peers.there

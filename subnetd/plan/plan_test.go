@@ -80,6 +80,12 @@ func TestOffer(t *testing.T) {
 			want: prefixes("172.17.0.0/16"), problems: []string{"lan-missing"}},
 		{name: "private WAN is no LAN", lan: config.LAN{Expose: config.ExposeAll}, want: prefixes("192.168.77.0/24", "fd77:77::/64"),
 			change: func(f *host.Facts) { f.Interfaces[1].Addrs = prefixes("192.168.1.7/24") }},
+		{name: "a second private WAN of another table is no LAN", lan: config.LAN{Expose: config.ExposeAll}, want: prefixes("192.168.77.0/24", "fd77:77::/64"),
+			change: func(f *host.Facts) {
+				f.Interfaces = append(f.Interfaces, host.Interface{Index: 7, Name: "wwan0", Up: true, Uplink: true, Addrs: prefixes("192.168.8.2/24")})
+			}},
+		{name: "a LAN with a proxy in it stays one", lan: config.LAN{Expose: config.ExposeAll}, want: prefixes("192.168.77.0/24", "fd77:77::/64"),
+			change: func(f *host.Facts) { f.Interfaces[2].Uplink = true }},
 		{name: "an exit tunnel is no LAN", lan: config.LAN{Expose: config.ExposeAll}, want: prefixes("192.168.77.0/24", "fd77:77::/64"),
 			change: func(f *host.Facts) {
 				f.Interfaces = append(f.Interfaces, host.Interface{Index: 7, Name: "mesh-0123abcd", Up: true, Addrs: prefixes("10.64.0.1/24")})
