@@ -28,6 +28,7 @@ type daemon struct {
 	snaps chan status.Snapshot
 	home  func() (Home, error)
 	exit  Exit
+	devs  Devices
 }
 
 func (d *daemon) funcs() Funcs {
@@ -66,6 +67,7 @@ func (d *daemon) funcs() Funcs {
 		Debug:    func(what string) (any, error) { return what, nil },
 		Home:     d.home,
 		Exit:     d.exit,
+		Devices:  d.devs,
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -53,7 +54,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	defer os.Remove(s.path)
 	srv := &http.Server{
-		Handler:           s.handler(),
+		Handler:           s.handler(func(*http.Request) Asker { return Local }),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		IdleTimeout:       60 * time.Second,
@@ -138,7 +139,7 @@ type route struct {
 }
 
 func (s *Server) routes() []route {
-	return append(append(s.homeRoutes(), s.exitRoutes()...), []route{
+	return slices.Concat(s.homeRoutes(), s.exitRoutes(), s.deviceRoutes(), s.pageRoutes(), []route{
 		{"GET", "/v1/status", 0, s.status},
 		{"GET", "/v1/watch", 0, s.watch},
 		{"POST", "/v1/up", checkTimeout, s.up},
@@ -147,17 +148,28 @@ func (s *Server) routes() []route {
 		{"GET", "/v1/ping", pingTimeout, s.ping},
 		{"GET", "/v1/netcheck", checkTimeout, s.netcheck},
 		{"GET", "/v1/debug/{what}", 0, s.debug},
-	}...)
+	})
 }
 
-func (s *Server) handler() http.Handler {
+// Handler serves the same, one way or another, to whoever who says.
+func Handler(funcs Funcs, who func(*http.Request) Asker) http.Handler {
+	return (&Server{funcs: funcs}).handler(who)
+}
+
+func (s *Server) handler(who func(*http.Request) Asker) http.Handler {
 	mux := http.NewServeMux()
 	allow := http.NewServeMux() // the same paths, for any method
+	methods := map[string]string{}
 	for _, r := range s.routes() {
-		mux.Handle(r.method+" "+r.path, serve(r))
+		mux.Handle(r.method+" "+r.path, serve(r, who))
+		if methods[r.path] != "" {
+			methods[r.path] += ", " + r.method
+			continue
+		}
+		methods[r.path] = r.method
 		allow.HandleFunc(r.path, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Allow", r.method)
-			answer(w, http.StatusMethodNotAllowed, failure{"this wants " + r.method})
+			w.Header().Set("Allow", methods[r.path])
+			answer(w, http.StatusMethodNotAllowed, failure{"this wants " + methods[r.path]})
 		})
 	}
 	allow.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
@@ -167,8 +179,12 @@ func (s *Server) handler() http.Handler {
 	return mux
 }
 
-func serve(r route) http.HandlerFunc {
+func serve(r route, who func(*http.Request) Asker) http.HandlerFunc {
 	return func(w http.ResponseWriter, q *http.Request) {
+		if who(q) < r.needs() {
+			answer(w, http.StatusForbidden, failure{ErrLookOnly.Error()})
+			return
+		}
 		if r.timeout > 0 {
 			ctx, cancel := context.WithTimeout(q.Context(), r.timeout)
 			defer cancel()
@@ -201,9 +217,9 @@ func code(err error) int {
 		return http.StatusRequestEntityTooLarge
 	case errors.As(err, &bad):
 		return http.StatusBadRequest
-	case errors.Is(err, ErrNotHome):
+	case errors.Is(err, ErrNotHome), errors.Is(err, ErrTrial), errors.Is(err, ErrNoTrial):
 		return http.StatusConflict
-	case errors.Is(err, ErrUnknownPeer), errors.Is(err, ErrUnknownNode), errors.Is(err, ErrUnknownCode), errors.Is(err, ErrUnknownKey):
+	case errors.Is(err, ErrUnknownPeer), errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownNode), errors.Is(err, ErrUnknownCode), errors.Is(err, ErrUnknownKey):
 		return http.StatusNotFound
 	case errors.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout

@@ -79,6 +79,8 @@ func TestArguments(t *testing.T) {
 		{"exit offer", 2, "", "usage: subnetd exit offer on|off"},
 		{"exit test a b", 2, "", "usage: subnetd exit test MAC|ADDRESS|NAME"},
 		{"exit off --socket " + nowhere, 1, "", "not running"},
+		{"web", 2, "", "web what? There is password"},
+		{"web password --socket " + nowhere, 1, "", "not running"},
 		{"invite now", 2, "", `invite takes no arguments, got "now"`},
 		{"invite --tags printer", 2, "", `"printer" is no tag: write tag:NAME`},
 		{"invite --tags tag:a,", 2, "", `"" is no tag`},
@@ -121,6 +123,8 @@ type daemon struct {
 	busy bool                          // up is not answered
 	home func() (api.Home, error)
 	exit api.Exit
+	page api.Page
+	devs api.Devices
 }
 
 func (d *daemon) funcs() api.Funcs {
@@ -159,6 +163,8 @@ func (d *daemon) funcs() api.Funcs {
 		Debug:    func(what string) (any, error) { return []string{what}, nil },
 		Home:     d.home,
 		Exit:     d.exit,
+		Devices:  d.devs,
+		Page:     d.page,
 	}
 }
 

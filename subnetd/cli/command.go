@@ -35,6 +35,8 @@ func commands() []command {
 		{"ping", "NAME|ADDRESS", "ask a peer, and say over which way", "ping phone", pingCommand, nil},
 		{"netcheck", "", "how this network treats us: UDP, NAT, relays", "netcheck", netcheckCommand, nil},
 		{"exit", "", "through which nodes this home uses the internet, and whether it is an exit itself", "exit", exitCommand, exitVerbs()},
+		{"devices", "", "the things at home, and how the mesh reaches them", "devices", devicesCommand, devicesVerbs()},
+		{"whois", "ADDRESS|NAME", "whose an address is: a member's, or a device's", "whois 100.64.5.5", whoisCommand, nil},
 		{"invite", "", "let a new device into the mesh of this router: a key, and how to use it", "invite --expires 7d --tags tag:printer", inviteCommand, nil},
 		{"nodes", "", "who is in the mesh of this router, and who waits to be let in", "nodes", nodesCommand, nodesVerbs()},
 		{"keys", "", "the keys that `invite` has made", "keys", keysCommand, []command{
@@ -43,6 +45,9 @@ func commands() []command {
 		{"policy", "", "who may reach what in the mesh of this router", "", nil, []command{
 			{"check", "FILE", "whether a policy could be put in force; -: standard input", "policy check /etc/subnetd/policy.hujson", checkCommand, nil},
 			{"show", "", "the policy in force", "policy show > policy.hujson", policyCommand, nil},
+		}},
+		{"web", "", "the page of this router", "", nil, []command{
+			{"password", "", "set the page's password, whatever it was: a line of standard input", "web password", webPasswordCommand, nil},
 		}},
 		{"debug", "plan|netmap|paths", "the daemon's inside, as JSON", "debug plan", debugCommand, nil},
 		{"version", "", "print the version", "version", versionCommand, nil},

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"subnetd/subnetd/api"
+	"subnetd/subnetd/qr"
 	"subnetd/subnetd/status"
 )
 
@@ -49,7 +50,7 @@ func showInvite(w io.Writer, i status.Invite, how invitation) error {
 	url := printable(i.URL, "")
 	fmt.Fprintf(b, "On a computer with Tailscale:\n\n\t%s\n\n", printable(i.Line, ""))
 	fmt.Fprintf(b, "On a phone, in the Tailscale app: account settings, then \"use an alternate server\" (or \"custom coordination server\"):\n\n\t%s\n\n", url)
-	if code, err := encodeQR(i.URL); how.qr && err == nil { // one that is too long for a code can be typed
+	if code, err := qr.Encode(i.URL); how.qr && err == nil { // one that is too long for a code can be typed
 		drawQR(b, code, how.colour)
 		b.WriteByte('\n')
 	}

@@ -7,10 +7,11 @@ import (
 	"testing"
 	"time"
 
+	"subnetd/subnetd/qr"
 	"subnetd/subnetd/status"
 
 	"github.com/google/go-cmp/cmp"
-	"rsc.io/qr"
+	oracle "rsc.io/qr"
 )
 
 func TestInvite(t *testing.T) {
@@ -77,7 +78,7 @@ On a phone, in the Tailscale app: account settings, then "use an alternate serve
 
 func TestQR(t *testing.T) {
 	for _, url := range []string{"http://192.168.1.1:8410", "https://mesh.example.org", "http://" + strings.Repeat("long.", 40) + "example"} {
-		code, err := encodeQR(url)
+		code, err := qr.Encode(url)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +94,7 @@ func TestQR(t *testing.T) {
 // of the URL and its quiet zone.
 func checkQR(t *testing.T, url, drawing string, colour bool) {
 	t.Helper()
-	want, err := qr.Encode(url, qr.M)
+	want, err := oracle.Encode(url, oracle.M)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +10,8 @@ import (
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"subnetd/subnetd/qr"
 
 	"rsc.io/qr/coding"
 )
@@ -86,26 +87,6 @@ func isTerminal(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// quiet is the light margin around a QR code, in modules (ISO/IEC 18004).
-const quiet = 4
-
-// encodeQR makes the QR code of a URL at level M: of the smallest version that
-// holds its bytes.
-func encodeQR(url string) (*coding.Code, error) {
-	text := coding.String(url)
-	v := coding.Version(coding.MinVersion)
-	for text.Bits(v) > v.DataBytes(coding.M)*8 {
-		if v++; v > coding.MaxVersion {
-			return nil, errors.New("too long for a QR code")
-		}
-	}
-	plan, err := coding.NewPlan(v, coding.M, 0)
-	if err != nil {
-		return nil, err
-	}
-	return plan.Encode(text)
-}
-
 // drawQR prints the code with half blocks, two modules above each other in one
 // character. With colour it is black on white whatever the terminal's own
 // colours are; without, what is light is drawn, as most terminals are dark, and
@@ -117,9 +98,9 @@ func drawQR(b *bytes.Buffer, c *coding.Code, colour bool) {
 		blocks = [4]string{" ", "▄", "▀", "█"}
 		before, after = "\x1b[30;47m", "\x1b[0m\n"
 	}
-	for y := -quiet; y < c.Size+quiet; y += 2 {
+	for y := -qr.Quiet; y < c.Size+qr.Quiet; y += 2 {
 		b.WriteString(before)
-		for x := -quiet; x < c.Size+quiet; x++ {
+		for x := -qr.Quiet; x < c.Size+qr.Quiet; x++ {
 			i := 0
 			if c.Black(x, y) {
 				i += 2
