@@ -1,0 +1,110 @@
+package web
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestWhere(t *testing.T) {
+	at := netip.MustParseAddrPort
+	set := Settings{
+		Port: 8411, Mesh: []netip.Addr{netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd7a:115c:a1e0::1")},
+		Home: []netip.Prefix{netip.MustParsePrefix("192.168.1.1/24"), netip.MustParsePrefix("fd00::1/64"), netip.MustParsePrefix("fe80::1/64"), netip.MustParsePrefix("192.168.1.1/24")},
+	}
+	want := []netip.AddrPort{at("127.0.0.1:8411"), at("[::1]:8411"), at("192.168.1.1:8411"), at("[fd00::1]:8411"), at("100.64.0.1:8411"), at("[fd7a:115c:a1e0::1]:8411")}
+	if got := set.listen(); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	set.Only = netip.MustParseAddr("fd00::1")
+	if got := set.listen(); !slices.Equal(got, want[3:4]) {
+		t.Errorf("%v", got)
+	}
+	set.Only = netip.MustParseAddr("203.0.113.5") // of the WAN
+	if got := set.listen(); len(got) != 0 {
+		t.Errorf("%v", got)
+	}
+	if got := (&Settings{}).listen(); len(got) != 0 {
+		t.Errorf("%v", got)
+	}
+
+	r := newRig(t)
+	r.Set(Settings{Port: 8411, Home: set.Home, Mesh: set.Mesh})
+	for from, want := range map[string]string{
+		"192.168.1.77": overLAN, "192.168.1.1": overLocal, "fd00::77": overLAN, "fd00::1": overLocal, "fd00:0:0:1::77": "", "192.168.2.1": "",
+		"127.0.0.1": overLocal, "::1": overLocal, "100.64.0.1": overLocal, "100.64.0.7": overMesh, "100.64.0.99": "",
+		"203.0.113.9": "", "0.0.0.0": "", "fe80::2": overLAN,
+	} {
+		if got := r.over(netip.MustParseAddr(from)); got != want {
+			t.Errorf("from %s: %q, want %q", from, got, want)
+		}
+	}
+	if got := r.over(netip.Addr{}); got != "" {
+		t.Errorf("from nowhere: %q", got)
+	}
+}
+
+// TestRun: the page is where it is set to be, and nowhere else; another port is taken up
+// without a restart.
+func TestRun(t *testing.T) {
+	r := newRig(t)
+	var ports [2]uint16
+	for i := range ports {
+		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		ports[i] = l.Addr().(*net.TCPAddr).AddrPort().Port()
+		l.Close()
+	}
+	troubles := make(chan string, 8)
+	r.cfg.Trouble = func(text string) { troubles <- text }
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- r.Run(ctx) }()
+	answers := func(port uint16) bool {
+		c, err := net.Dial("tcp4", netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port).String())
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}
+	await := func(port uint16, there bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); answers(port) != there; runtime.Gosched() {
+			if time.Now().After(deadline) {
+				t.Fatalf("port %d answers: %v", port, !there)
+			}
+		}
+	}
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	r.Set(Settings{Port: ports[0], Only: loopback})
+	await(ports[0], true)
+	r.Set(Settings{Port: ports[1], Only: loopback})
+	await(ports[1], true)
+	await(ports[0], false)
+	other, err := net.Listen("tcp4", netip.AddrPortFrom(loopback, ports[0]).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Set(Settings{Port: ports[0], Only: loopback})
+	if text := <-troubles; text != "The page is not served everywhere: another program has "+other.Addr().String()+"." {
+		t.Error(text)
+	}
+	other.Close()
+	r.Set(Settings{Port: ports[0], Only: loopback})
+	if text := <-troubles; text != "" {
+		t.Error(text)
+	}
+	await(ports[0], true)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	await(ports[0], false)
+}
