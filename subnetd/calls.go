@@ -26,6 +26,8 @@ func (d *daemon) funcs() api.Funcs {
 		Debug:    d.debug,
 		Home:     d.home.calls,
 		Exit:     api.Exit{Use: d.exitUse, Off: d.exitOff, Offer: d.exitOffer, Test: d.exitTest},
+		Devices:  d.devices.calls(),
+		Page:     d.pageCalls(),
 	}
 }
 

@@ -31,6 +31,7 @@ import (
 	"subnetd/subnetd/status"
 	"subnetd/subnetd/task"
 	"subnetd/subnetd/underlay"
+	"subnetd/subnetd/web"
 
 	"go4.org/mem"
 	"tailscale.com/types/key"
@@ -54,10 +55,15 @@ type daemon struct {
 	member  *member
 	home    *home
 	exits   *exits
+	devices *devices
 	watch   *watch.Watcher
 	names   *dns.Server
 	hook    *hostdns.Hand
 	peers   *peerapi.Server
+	page    *web.Server
+	ring    *web.Ring
+	trial   *trial
+	again   chan struct{} // one slot: begin anew
 	// started is a trouble found before there was anybody to tell.
 	started string
 
@@ -96,36 +102,47 @@ func run(ctx context.Context, opts cli.RunOptions) error {
 		task.Func("underlay", d.under.Run),
 		task.Func("watch", d.watch.Run),
 		d.exits,
+		task.Func("lan", d.devices.sense.Run),
 		d.home,
 		d.member,
 		d.cache,
 		d.names,
 		d.peers,
+		d.page,
+		task.Func("next life", d.awaitAgain),
 		api.NewServer(opts.Socket, d.funcs(), d.logger("api")),
 	)...)
-	return errors.Join(err, d.hook.Stop(), d.carrier.Close())
+	ended := errors.Join(d.hook.Stop(), d.carrier.Close())
+	if errors.Is(err, errAgain) {
+		return errors.Join(ended, beginAnew())
+	}
+	return errors.Join(err, ended)
 }
 
 func (d *daemon) logger(part string) *slog.Logger { return d.log.With("part", part) }
 
 func build(opts cli.RunOptions) (*daemon, error) {
-	d := &daemon{opts: opts}
-	d.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: opts.LogLevel}))
+	d := &daemon{opts: opts, ring: web.NewRing(), again: make(chan struct{}, 1)}
+	d.log = slog.New(d.ring.Tee(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: opts.LogLevel})))
+	fw := firewall.New(d.logger("firewall"))
+	if err := loadGuard(context.Background(), firewall.Guard{F: fw}, opts.State); err != nil {
+		d.log.Error("the kill switch is not as it was", "err", err)
+	}
 	var err error
-	if d.cfg, err = config.Load(opts.Config); err != nil {
+	if d.dir, err = state.Open(opts.State); err != nil {
 		return nil, err
 	}
-	if d.dir, err = state.Open(opts.State); err != nil {
+	d.trial = &trial{file: opts.Config, dir: d.dir, log: d.logger("page"), over: d.trialOver}
+	if err := errors.Join(putRestored(d.dir, opts.Config), d.trial.recover()); err != nil {
+		return nil, err
+	}
+	if d.cfg, err = config.Load(opts.Config); err != nil {
 		return nil, err
 	}
 	d.clock = newClock(opts.State)
 	id, err := d.identity()
 	if err != nil {
 		return nil, err
-	}
-	fw := firewall.New(d.logger("firewall"))
-	if err := loadGuard(context.Background(), firewall.Guard{F: fw}, opts.State); err != nil {
-		d.log.Error("the kill switch is not as it was", "err", err)
 	}
 	chosen, err := d.openCarrier(&id, fw)
 	if err != nil {
@@ -134,7 +151,7 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	d.hook = d.newHook()
 	hands := apply.New(keptGuard{d.dir, firewall.Guard{F: fw}}, d.carrier, fw, route.New(d.logger("route")), d.hook)
 	d.engine = engine.New(engine.Config{
-		Version: version, Apply: hands.Set, Planned: d.planned, Live: d.live,
+		Version: version, Apply: d.apply(hands, fw), Planned: d.planned, Live: d.live,
 		Now: d.clock.now, Log: d.logger("engine"),
 	})
 	d.engine.SetEngine(chosen.engine, chosen.why)
@@ -149,9 +166,25 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	d.member = newMember(d, id)
 	d.home = newHome(d)
 	d.exits = newExits(d)
+	d.devices = newDevices(d, fw.Reached)
 	d.names = d.newNames()
 	d.peers = d.newPeerAPI()
-	return d, nil
+	d.page, err = d.newPage()
+	return d, err
+}
+
+// apply has the hands bring the machine to a plan, and looks whether the world gets in
+// then.
+func (d *daemon) apply(hands *apply.Applier, fw *firewall.Firewall) func(context.Context, host.Config) error {
+	return func(ctx context.Context, c host.Config) error {
+		err := hands.Set(ctx, c)
+		if shut, looked := fw.Closed(ctx, c.Firewall.Openings); looked == nil {
+			d.engine.SetShut(shut)
+		} else {
+			d.logger("firewall").Debug("whether the WAN is open is not known", "err", looked)
+		}
+		return err
+	}
 }
 
 func (d *daemon) underlayConfig(id *state.Identity) underlay.Config {
@@ -205,8 +238,8 @@ func (d *daemon) restore() {
 		d.setFacts(f)
 	}
 	d.member.wished()
+	d.devices.restore()
 	if !d.member.isDown() {
-		d.home.restore()
 		if nm := d.cache.load(d.cfg.Mesh.Control); nm != nil {
 			d.setNetmap(nm, d.member.node())
 		}
@@ -225,6 +258,7 @@ func (d *daemon) setFacts(f host.Facts) {
 	}
 	d.member.setHostname(f.Hostname)
 	d.member.lines.leave(f)
+	d.devices.look()
 }
 
 // network is what the paths to others depend on.
@@ -254,6 +288,7 @@ func (d *daemon) setNetmap(nm *mesh.Netmap, node key.NodePrivate) {
 	d.mu.Unlock()
 	d.under.SetNetmap(nm, node)
 	d.engine.SetNetmap(nm, node)
+	d.devices.heard(nm)
 	d.home.look()
 }
 
@@ -269,7 +304,9 @@ func (d *daemon) setUnderlay(s underlay.State) {
 func (d *daemon) planned(p plan.Plan) {
 	d.member.setRoutes(p.Offer)
 	d.exits.setUses(p.Uses)
+	d.devices.sense.SetInterfaces(p.LANs)
 	d.tellNames(p)
+	d.tellPage(p)
 	d.home.look()
 }
 

@@ -130,9 +130,12 @@ func (d *daemon) source(name string) (string, error) {
 	if s, err := config.ParseSources([]string{name}); err == nil && len(s.MACs) > 0 {
 		return s.MACs[0], nil
 	}
+	if mac := d.macOf(name); mac != "" {
+		return mac, nil
+	}
 	addrs := d.addressesOf(name)
 	if len(addrs) == 0 {
-		return "", fmt.Errorf("%q is no MAC address, no address, no device of lan.devices, and no interface of the LAN (%s), not lan and not router",
+		return "", fmt.Errorf("%q is no MAC address, no address, no device at home, and no interface of the LAN (%s), not lan and not router",
 			name, cmp.Or(strings.Join(lans, ", "), "there is none"))
 	}
 	n, err := neighbourAt(addrs)
@@ -145,17 +148,24 @@ func (d *daemon) source(name string) (string, error) {
 	return n.MAC, nil
 }
 
+// macOf is the MAC address of a thing at home by its name or address; "": not known.
+func (d *daemon) macOf(name string) string {
+	dev, err := d.devices.shown().find(name)
+	if err != nil {
+		return ""
+	}
+	return dev.MAC
+}
+
 // addressesOf gives the addresses that a name stands for.
-func (d *daemon) addressesOf(name string) (out []netip.Addr) {
+func (d *daemon) addressesOf(name string) []netip.Addr {
 	if a, err := netip.ParseAddr(name); err == nil {
 		return []netip.Addr{a.Unmap()}
 	}
-	for _, dev := range d.config().LAN.Devices {
-		if dev.Name != "" && strings.EqualFold(dev.Name, name) {
-			out = append(out, dev.Addr)
-		}
+	if dev, err := d.devices.shown().find(name); err == nil {
+		return dev.Addresses
 	}
-	return out
+	return nil
 }
 
 // neighbourAt gives the device that has one of the addresses; nil: none is known.
@@ -178,8 +188,11 @@ func (d *daemon) exitTest(_ context.Context, of string) (status.ExitTest, error)
 	if err != nil {
 		return status.ExitTest{}, fmt.Errorf("reading who is on the LAN: %w", err)
 	}
-	addrs := d.addressesOf(of)
-	t, err := plan.Test(d.engine.Plan(), d.facts(), all, of, addrs)
+	p, addrs := d.engine.Plan(), d.addressesOf(of)
+	if mac := d.macOf(of); mac != "" && of != "router" && !slices.Contains(p.LANs, of) {
+		of = mac
+	}
+	t, err := plan.Test(p, d.facts(), all, of, addrs)
 	if errors.Is(err, plan.ErrNoDevice) {
 		err = api.BadRequest(err)
 	}

@@ -7,11 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"reflect"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -19,7 +17,6 @@ import (
 	"subnetd/subnetd/coord"
 	"subnetd/subnetd/coord/policy"
 	"subnetd/subnetd/ingress"
-	"subnetd/subnetd/mesh"
 	"subnetd/subnetd/plan"
 	"subnetd/subnetd/relay"
 
@@ -156,7 +153,7 @@ func (h *home) serve(ctx context.Context) error {
 
 // forget takes back what the owner was told, and the router given, of a home mesh.
 func (h *home) forget() {
-	h.d.engine.SetDevices(nil)
+	h.d.devices.forget()
 	for _, code := range []string{"home", "stun", "policy"} {
 		h.d.engine.SetProblem(code, "", "")
 	}
@@ -252,7 +249,7 @@ type wishes struct {
 	reach   plan.Reach
 	policy  *policy.Policy
 	names   coord.Names
-	devices []config.Device
+	devices []coord.Device
 	node    key.NodePublic
 	serving bool
 }
@@ -281,7 +278,7 @@ func (h *home) bring(ctx context.Context, cfg config.Config, p *parts, done *wis
 		h.set(p, nil)
 		done.serving = true
 	}
-	return h.bringDevices(ctx, cfg, p, done)
+	return h.bringDevices(ctx, p, done)
 }
 
 // awaitWay waits until what is sent to home.url is led to our port: nobody, this
@@ -298,66 +295,19 @@ func (h *home) awaitWay(ctx context.Context, cfg config.Config) {
 }
 
 // bringDevices has the coordinator give addresses to the things on our LAN.
-func (h *home) bringDevices(ctx context.Context, cfg config.Config, p *parts, done *wishes) error {
-	node := h.d.member.node()
-	if node.IsZero() || h.d.engine.Netmap() == nil || done.node == node.Public() && reflect.DeepEqual(cfg.LAN.Devices, done.devices) {
+func (h *home) bringDevices(ctx context.Context, p *parts, done *wishes) error {
+	node, want := h.d.member.node(), wanted(h.d.devices.current())
+	if node.IsZero() || h.d.engine.Netmap() == nil || done.node == node.Public() && slices.Equal(want, done.devices) {
 		return nil
 	}
-	devices := devicesOf(cfg.LAN.Devices)
-	var want []coord.Device
-	for _, d := range devices {
-		want = append(want, coord.Device{Name: d.Name, V6: slices.ContainsFunc(d.LAN, netip.Addr.Is6)})
-	}
-	given, err := p.coord.SetDevices(ctx, node.Public(), want)
+	got, err := p.coord.SetDevices(ctx, node.Public(), want)
 	if err != nil {
 		h.log.Warn("the devices of the LAN have no addresses in the mesh yet", "err", err)
 		return nil
 	}
-	for i, g := range given {
-		devices[i].Mesh = slices.DeleteFunc(g.Addresses, func(a netip.Addr) bool {
-			return !slices.ContainsFunc(devices[i].LAN, func(l netip.Addr) bool { return l.Is4() == a.Is4() })
-		})
-	}
-	if err := h.d.dir.Save(devicesFile, devices); err != nil {
-		h.log.Warn("the devices' addresses are not kept for the next start", "err", err)
-	}
-	h.d.engine.SetDevices(devices)
-	done.node, done.devices = node.Public(), cfg.LAN.Devices
+	done.node, done.devices = node.Public(), want
+	h.d.devices.given(want, got)
 	return nil
-}
-
-// devicesFile keeps the devices with their addresses, so that a start need not
-// wait for the coordinator to go on translating them.
-const devicesFile = "devices"
-
-// restore puts the devices of the last session to work.
-func (h *home) restore() {
-	var devices []mesh.Device
-	if h.d.control() != homeControl {
-		return
-	}
-	if _, err := h.d.dir.Load(devicesFile, &devices); err != nil {
-		h.log.Warn("the devices' addresses are asked for anew", "err", err)
-	}
-	h.d.engine.SetDevices(devices)
-}
-
-// devicesOf joins the addresses of one name; a thing without a name is called
-// after its address.
-func devicesOf(ds []config.Device) []mesh.Device {
-	out := []mesh.Device{} // not null: it is kept
-	for _, d := range ds {
-		name := d.Name
-		if name == "" {
-			name = strings.NewReplacer(".", "-", ":", "-").Replace(d.Addr.String())
-		}
-		i := slices.IndexFunc(out, func(o mesh.Device) bool { return o.Name == name })
-		if i < 0 {
-			i, out = len(out), append(out, mesh.Device{Name: name})
-		}
-		out[i].LAN = append(out[i].LAN, d.Addr)
-	}
-	return out
 }
 
 func (h *home) reach(cfg config.Config) plan.Reach {

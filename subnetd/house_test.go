@@ -22,11 +22,11 @@ const house = "subnetd/subnetd/"
 
 // floors are where each package stands: it may import only what is below it.
 var floors = map[string]int{
-	"mesh": 1, "config": 1, "state": 1, "task": 1, "quota": 1,
+	"mesh": 1, "config": 1, "state": 1, "task": 1, "quota": 1, "qr": 1,
 	"host": 2, "host/apply": 2, "host/watch": 2, "host/tunnel": 2, "host/route": 2, "host/firewall": 2, "host/dns": 2, "status": 2, "exit": 2,
-	"coord/policy": 2, "ingress": 2,
+	"coord/policy": 2, "ingress": 2, "lan": 2, "lan/sense": 2,
 	"plan": 3, "path": 3, "control": 3, "api": 3, "coord": 3, "relay": 3, "dns": 3, "peerapi": 3,
-	"engine": 4, "underlay": 4, "cli": 4,
+	"engine": 4, "underlay": 4, "cli": 4, "web": 4,
 	"simnet": 4, // tests only
 	"":       5,
 }
@@ -38,7 +38,7 @@ var never = []struct {
 	deep   bool // not even through others
 	reason string
 }{
-	{[]string{"plan", "path", "exit", "mesh", "host", "config", "status", "coord/policy"},
+	{[]string{"plan", "path", "exit", "mesh", "host", "config", "status", "coord/policy", "lan"},
 		[]string{"github.com/mdlayher/netlink", "github.com/jsimonetti/rtnetlink/v2", "github.com/google/nftables", "golang.zx2c4.com/wireguard/device"},
 		true, "a pure package decides; hands do"},
 	{[]string{"engine"}, []string{house + "control", house + "underlay", house + "host/watch", house + "lan", house + "api"},
@@ -47,12 +47,14 @@ var never = []struct {
 	{[]string{"*"}, []string{house + "coord", house + "relay", house + "ingress"}, false, "what is public stands alone; main alone joins it to the rest"},
 	{[]string{"coord", "relay", "ingress"}, []string{house + "control", house + "host", house + "config", house + "mesh"}, true, "the coordinator knows its clients by the protocol only, like any stranger"},
 	{[]string{"*"}, []string{"tailscale.com/derp/derpserver"}, true, "size: 1.9 MB"},
+	{[]string{"web"}, []string{house + "engine", house + "control", house + "underlay", house + "plan", house + "state"}, false, "the page gets funcs, as the api does"},
+	{[]string{"*"}, []string{"subnetd/webui"}, false, "main alone brings the built page along"},
 	{[]string{"cli"}, []string{house + "engine", house + "control", house + "underlay", house + "plan"}, false, "the command line knows only the api"},
 	{[]string{"host/apply", "host/watch", "host/tunnel", "host/route", "host/firewall", "host/dns"},
 		[]string{house + "host/apply", house + "host/watch", house + "host/tunnel", house + "host/route", house + "host/firewall", house + "host/dns"},
 		false, "the hands do not know one another"},
 	{[]string{"*", "-host/firewall"}, []string{"github.com/google/nftables"}, false, "nftables has one owner"},
-	{[]string{"*", "-host/route", "-host/tunnel", "-host/watch", "-lan"}, []string{"github.com/jsimonetti/rtnetlink/v2"}, false, "netlink has few owners"},
+	{[]string{"*", "-host/route", "-host/tunnel", "-host/watch", "-lan/sense"}, []string{"github.com/jsimonetti/rtnetlink/v2"}, false, "netlink has few owners"},
 	{[]string{"*", "-host/tunnel"}, []string{"golang.zx2c4.com/wireguard/device", "golang.zx2c4.com/wireguard/conn", "golang.zx2c4.com/wireguard/tun"}, false, "the engines stand behind host/tunnel"},
 	{[]string{"*"}, []string{"html/template", "text/template", "tailscale.com/ipn", "tailscale.com/wgengine", "tailscale.com/wgengine/magicsock", "tailscale.com/tsnet", "tailscale.com/control/controlclient"},
 		true, "size: they pull in what a router has no room for"},

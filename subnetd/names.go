@@ -62,7 +62,7 @@ func (d *daemon) tellNames(p plan.Plan) {
 		nm = &mesh.Netmap{}
 	}
 	fw := &p.Host.Firewall
-	answers := answersOf(p, d.facts(), d.config(), nm)
+	answers := answersOf(p, d.facts(), d.config(), nm, d.devices.current())
 	d.names.Set(answers)
 	d.tellUnusable(answers.Zone)
 	d.peers.Set(peersOf(p, nm))
@@ -98,7 +98,7 @@ func peersOf(p plan.Plan, nm *mesh.Netmap) peerapi.Settings {
 
 // answersOf is what is answered, where and to whom. Who asks by an address of this
 // machine is this machine, whichever way it was led to us.
-func answersOf(p plan.Plan, f host.Facts, c config.Config, nm *mesh.Netmap) dns.Settings {
+func answersOf(p plan.Plan, f host.Facts, c config.Config, nm *mesh.Netmap, devices []mesh.Device) dns.Settings {
 	fw := &p.Host.Firewall
 	if fw.Interface == "" {
 		return dns.Settings{}
@@ -127,7 +127,7 @@ func answersOf(p plan.Plan, f host.Facts, c config.Config, nm *mesh.Netmap) dns.
 	}
 	names := dns.Names{Netmap: nm, Domains: p.Domains, Translated: fw.Devices, Exposed: fw.Exposed, Own: own}
 	if c.LAN.Expose != config.ExposeNone {
-		names.Devices = devicesOf(c.LAN.Devices)
+		names.Devices = devices
 	}
 	s.Zone = dns.NewZone(names)
 	return s

@@ -39,7 +39,7 @@ func joined() (plan.Plan, host.Facts) {
 
 func TestAnswersOf(t *testing.T) {
 	p, f := joined()
-	s := answersOf(p, f, config.Config{}, &mesh.Netmap{})
+	s := answersOf(p, f, config.Config{}, &mesh.Netmap{}, nil)
 	var listen []string
 	for _, at := range s.Listen {
 		listen = append(listen, at.String())
@@ -72,16 +72,16 @@ func TestAnswersOf(t *testing.T) {
 	} {
 		q := p
 		q.Host.Firewall.Sources = []host.ExitSource{c.source}
-		if got := answersOf(q, f, config.Config{}, &mesh.Netmap{}).Unmarked; got != c.want {
+		if got := answersOf(q, f, config.Config{}, &mesh.Netmap{}, nil).Unmarked; got != c.want {
 			t.Errorf("%s: our questions are unmarked: %v", what, got)
 		}
 	}
 	q := p
 	q.Host.Firewall.Names = 0
-	if s := answersOf(q, f, config.Config{}, &mesh.Netmap{}); len(s.Listen) > 0 || s.Zone == nil {
+	if s := answersOf(q, f, config.Config{}, &mesh.Netmap{}, nil); len(s.Listen) > 0 || s.Zone == nil {
 		t.Errorf("off: listens on %v, and those who leave through us are answered: %v", s.Listen, s.Zone != nil)
 	}
-	if s := answersOf(plan.Plan{LANs: p.LANs}, f, config.Config{DNS: config.DNS{Port: 5335}}, &mesh.Netmap{}); s.Listen != nil || s.Home != nil || s.Mesh != nil {
+	if s := answersOf(plan.Plan{LANs: p.LANs}, f, config.Config{DNS: config.DNS{Port: 5335}}, &mesh.Netmap{}, nil); s.Listen != nil || s.Home != nil || s.Mesh != nil {
 		t.Errorf("without a mesh: %+v", s)
 	}
 }

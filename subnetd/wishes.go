@@ -57,6 +57,7 @@ func (d *daemon) adopt(next config.Config) config.Config {
 	d.mu.Unlock()
 	d.engine.SetConfig(next)
 	d.watch.Follow(next.Exit.MACs())
+	d.devices.configured()
 	d.home.look()
 	if next.Mesh.Hostname != "" && next.Mesh.Hostname != was.Mesh.Hostname {
 		d.member.change(func(h *control.Host) { h.Hostname = next.Mesh.Hostname })
@@ -89,6 +90,9 @@ func (d *daemon) up(ctx context.Context, r api.UpRequest) error {
 func (d *daemon) editConfig(section string, edits map[string]any) error {
 	if len(edits) == 0 {
 		return nil
+	}
+	if d.trial.under() != nil {
+		return api.ErrTrial // undone, it would take this change with it
 	}
 	src, err := os.ReadFile(d.opts.Config)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -16,6 +16,7 @@ import (
 
 const (
 	sizeNdmsg   = 12
+	atOnce      = 64                    // messages of the kernel between two rests
 	deafFor     = time.Second           // after the kernel had more to say than we could hear
 	tick        = 10 * time.Millisecond // of the ages that the kernel tells: 1/USER_HZ s
 	quietFor    = 30 * time.Second      // a neighbour that was heard since then is not asked
@@ -100,9 +101,12 @@ func order32(n uint32) uint32 {
 func (s *Sense) followTable(ctx context.Context, c *netlink.Conn) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	for {
+	for told := 1; ; told++ {
 		msgs, err := c.Receive()
-		after := rest
+		after := time.Duration(0) // the kernel tells of one at a time
+		if told%atOnce == 0 {
+			after = rest
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -116,7 +120,7 @@ func (s *Sense) followTable(ctx context.Context, c *netlink.Conn) error {
 		default:
 			s.hear(msgs)
 		}
-		if !pause(ctx, after) {
+		if after > 0 && !pause(ctx, after) {
 			return nil
 		}
 		if err != nil {
