@@ -2,8 +2,11 @@ package netns
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Device adds a thing to a home's LAN, with interface eth0 and the addresses that end in n: 192.168.77.51 and
@@ -53,4 +56,44 @@ func (l *Lab) Far(name string) *Host {
 	h.ip(fmt.Sprintf("addr add %s/30 dev wan0", h.Addr4), fmt.Sprintf("addr add %s/64 dev wan0 nodad", h.Addr6),
 		fmt.Sprintf("route add default via 198.51.100.%d", n+1), fmt.Sprintf("route add ::/0 via 2001:db8:100:%x::1", n))
 	return h
+}
+
+// SecondWAN gives a router another provider: interface wan1 with public addresses of its own, which are given, behind which
+// it translates for its LAN. The routes of the first go before.
+func (l *Lab) SecondWAN(home *Home) (v4, v6 netip.Addr) {
+	l.t.Helper()
+	n := 4 * l.far
+	l.far++
+	port := fmt.Sprintf("far%d", n)
+	l.link(home.Router, "wan1", l.inet, port)
+	v4, v6 = netip.AddrFrom4([4]byte{198, 51, 100, byte(n + 2)}), netip.MustParseAddr(fmt.Sprintf("2001:db8:100:%x::2", n))
+	l.inet.ip(fmt.Sprintf("addr add 198.51.100.%d/30 dev %s", n+1, port), fmt.Sprintf("addr add 2001:db8:100:%x::1/64 dev %s nodad", n, port))
+	home.Router.ip(fmt.Sprintf("addr add %s/30 dev wan1", v4), fmt.Sprintf("addr add %s/64 dev wan1 nodad", v6),
+		fmt.Sprintf("route add default via 198.51.100.%d dev wan1 metric 20", n+1),
+		fmt.Sprintf("route add ::/0 via 2001:db8:100:%x::1 dev wan1 metric 2000", n))
+	home.Router.nft(fmt.Sprintf("table inet home2 { chain post { type nat hook postrouting priority srcnat;\n"+
+		"oifname wan1 ip saddr %s masquerade\noifname wan1 ip6 saddr %s masquerade\n}; }", home.LAN4, home.LAN6))
+	return v4, v6
+}
+
+// SendFrames puts Ethernet frames on the wire of an interface, whoever they say they are from.
+func (h *Host) SendFrames(ifname string, frames [][]byte) error {
+	return h.inside(func() error {
+		link, err := net.InterfaceByName(ifname)
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		for _, f := range frames {
+			err := unix.Sendto(fd, f, 0, &unix.SockaddrLinklayer{Ifindex: link.Index, Halen: 6})
+			if err != nil && err != unix.ENOBUFS {
+				return err
+			}
+		}
+		return nil
+	})
 }

@@ -34,7 +34,7 @@ func newMasqService(t *testing.T, router *netns.Host, upstream netip.Addr) *masq
 	router.Start("sh", "-c", `while :; do
 		echo start >>"$1/starts"
 		dnsmasq --keep-in-foreground --conf-file=/dev/null --conf-dir="$1/dnsmasq.d" --pid-file="$1/pid" --user=root --no-resolv --no-hosts \
-			--server="$2" --stop-dns-rebind --bogus-priv --domain-needed --bind-interfaces --listen-address=127.0.0.1,192.168.77.1
+			--cache-size=0 --server="$2" --stop-dns-rebind --bogus-priv --domain-needed --bind-interfaces --listen-address=127.0.0.1,192.168.77.1
 	done`, "sh", home, upstream.String())
 	netns.Eventually(t, 10*time.Second, "dnsmasq answers", func() error {
 		if got := dig(t, router, "127.0.0.1", "53", "nas.lan"); got != "192.168.77.9" {

@@ -40,24 +40,26 @@ func seenFrom(ctx context.Context, h *netns.Host, web netip.Addr) (netip.Addr, e
 }
 
 // serveSource tells each caller the address it has, in both families.
-func serveSource(t *testing.T, h *netns.Host) {
+func serveSource(t testing.TB, h *netns.Host) {
 	t.Helper()
 	l, err := h.Listen("[::]:7000")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
-			_, _ = c.Write([]byte(from.Addr().Unmap().String()))
-			_ = c.Close()
+	go tellSources(l)
+}
+
+func tellSources(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
 		}
-	}()
+		from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+		_, _ = c.Write([]byte(from.Addr().Unmap().String()))
+		_ = c.Close()
+	}
 }
 
 // outside are the addresses that the internet sees of a host that has none of its own.
@@ -69,7 +71,7 @@ func outside(h *netns.Host) [2]netip.Addr {
 }
 
 // wantOutBy waits until the web sees a host's new flows of both families as coming from another, and says when.
-func wantOutBy(t *testing.T, h, web, by *netns.Host, limit time.Duration) time.Time {
+func wantOutBy(t testing.TB, h, web, by *netns.Host, limit time.Duration) time.Time {
 	t.Helper()
 	for i, a := range []netip.Addr{web.Addr4, web.Addr6} {
 		want := outside(by)[i]
@@ -85,7 +87,7 @@ func wantOutBy(t *testing.T, h, web, by *netns.Host, limit time.Duration) time.T
 }
 
 // stockExit is a stock node that offers itself as an exit.
-func stockExit(t *testing.T, lab *netns.Lab, hs *netns.Headscale, name string, nat netns.NAT) *netns.StockPeer {
+func stockExit(t testing.TB, lab *netns.Lab, hs *netns.Headscale, name string, nat netns.NAT) *netns.StockPeer {
 	t.Helper()
 	p := lab.StockPeer(lab.Client(name, nat))
 	for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {

@@ -174,7 +174,14 @@ func TestGuestExits(t *testing.T) {
 	s.wantOut(t, easy)
 	s.daemon.Start()
 	t.Logf("the daemon was away for %v", time.Since(began).Round(time.Millisecond))
-	time.Sleep(5 * time.Second) // in which it might spoil something
+	wantPhase(t, s.daemon, "joined")
+	netns.Eventually(t, 20*time.Second, "the daemon has heard of the exit itself", func() error {
+		p, err := peerStatus(s.daemon, easy.Host.Name)
+		if rtt, _ := p["rtt"].(float64); err == nil && (p["path"] != "direct" || rtt == 0) {
+			err = fmt.Errorf("path %v, %v ms", p["path"], rtt)
+		}
+		return err
+	})
 	s.wantOut(t, easy)
 	if after, err := exitOf(s.home.Router, key(easy)); err != nil || after.port != before.port || after.name != before.name || after.handshake-before.handshake > 0 && time.Since(began) < time.Minute {
 		t.Errorf("%+v, before %+v, %v", after, before, err)

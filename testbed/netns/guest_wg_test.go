@@ -87,7 +87,7 @@ func (p wgPeer) isLoopback() bool {
 	return err == nil && ap.Addr().IsLoopback()
 }
 
-// wantKernel: the daemon runs with the kernel engine, and the kernel has the interface.
+// wantKernel: the daemon runs with the kernel engine, and the kernel has the interface, or will when the firewall stands.
 func wantKernel(t *testing.T, d *netns.Subnetd) {
 	t.Helper()
 	m, err := d.StatusJSON()
@@ -97,9 +97,10 @@ func wantKernel(t *testing.T, d *netns.Subnetd) {
 	if m["engine"] != "kernel" {
 		t.Fatalf("the engine is %v: %v; problems: %v", m["engine"], m["engineReason"], m["problems"])
 	}
-	if _, err := wgDump(d.Host); err != nil {
-		t.Fatalf("the kernel has no mesh0: %v", err)
-	}
+	netns.Eventually(t, 10*time.Second, "the kernel has mesh0", func() error {
+		_, err := wgDump(d.Host)
+		return err
+	})
 }
 
 // peerStatus is what `status --json` says of a peer.

@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -28,6 +29,29 @@ func (l *Lab) HeadscaleDefault() *Headscale {
 	l.write("headscale/config.yaml", keep.String())
 	hs.Start()
 	return hs
+}
+
+// Name gives members names that are no node's: each line is a name, a type and an address, as in "nas.lab.test A
+// 192.168.1.9". Headscale is started anew.
+func (hs *Headscale) Name(records ...string) {
+	hs.t.Helper()
+	text, err := os.ReadFile(hs.conf)
+	if err != nil {
+		hs.t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, r := range records {
+		f := strings.Fields(r)
+		fmt.Fprintf(&all, "{name: %s, type: %s, value: %q}, ", f[0], f[1], f[2])
+	}
+	const none = "nameservers: {global: []}"
+	changed := strings.Replace(string(text), none, none+", extra_records: ["+all.String()+"]", 1)
+	if changed == string(text) {
+		hs.t.Fatal("Headscale's configuration has no place for records")
+	}
+	hs.Kill()
+	hs.lab.write("headscale/config.yaml", changed)
+	hs.Start()
 }
 
 // Pid is Headscale's process id.

@@ -33,6 +33,7 @@ type HomeOptions struct {
 	Records   []string // home.records
 	SplitDNS  []string // home.split_dns
 	Hostname  string   // mesh.hostname; "": home
+	NoSNAT    bool     // lan.snat = false
 	OtherTOML string   // whole further tables
 }
 
@@ -79,7 +80,7 @@ func (h *HomeMesh) toml() string {
 	line("hostname", cmp.Or(o.Hostname, "home"))
 	b.WriteString("[lan]\ninterfaces = [\"lan0\"]\n")
 	line("expose", cmp.Or(o.Expose, "all"))
-	fmt.Fprintf(&b, "devices = %s\n", list(o.Devices))
+	fmt.Fprintf(&b, "devices = %s\nsnat = %v\n", list(o.Devices), !o.NoSNAT)
 	b.WriteString("[tunnel]\nengine = \"userspace\"\n[home]\n")
 	line("url", o.URL)
 	line("cert_file", o.CertFile)

@@ -349,6 +349,20 @@ func (h *Host) Dial(ctx context.Context, network, addr string) (net.Conn, error)
 	return c, err
 }
 
+// DialSegments is Dial for TCP whose segments hold at most so many bytes in either direction, options included.
+func (h *Host) DialSegments(ctx context.Context, addr string, most int) (net.Conn, error) {
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, most) })
+		return errors.Join(err, cerr)
+	}}
+	var c net.Conn
+	err := h.inside(func() (err error) {
+		c, err = d.DialContext(ctx, "tcp", addr)
+		return err
+	})
+	return c, err
+}
+
 // Payload is n bytes that look random and are the same for the same seed.
 func Payload(seed byte, n int64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)

@@ -87,6 +87,20 @@ func (l *Lab) Run(name string, f func(t *testing.T)) bool {
 	})
 }
 
+// RunBench is Run for a benchmark.
+func (l *Lab) RunBench(name string, f func(b *testing.B)) bool {
+	l.t.Helper()
+	outer, ok := l.t.TB.(*testing.B)
+	if !ok {
+		l.t.Fatalf("a lab of a %T has no parts of a benchmark", l.t.TB)
+	}
+	return outer.Run(name, func(b *testing.B) {
+		b.Cleanup(func() { l.t.TB = outer }) // the first to be set is the last to run
+		l.t.TB = b
+		f(b)
+	})
+}
+
 // New makes an empty internet: one router namespace whose bridge carries 203.0.113.0/24 and 2001:db8::/64.
 // Without root the test is skipped for a visitor and failed when CI=true. Everything is removed when t ends.
 func New(t testing.TB) *Lab {

@@ -48,7 +48,7 @@ func wantReach(t *testing.T, h *netns.Host, addrs ...netip.Addr) {
 // wantPayload downloads a payload and compares its sum; it prints the speed.
 func wantPayload(t *testing.T, h *netns.Host, url string, seed byte, size int64) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+time.Duration(size)*time.Microsecond) // 8 Mbit/s
 	defer cancel()
 	start := time.Now()
 	n, sum, err := h.Fetch(ctx, url)
