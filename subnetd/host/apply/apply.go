@@ -38,11 +38,10 @@ func New(guard Hand[host.Guard], tunnel Hand[host.Tunnel], firewall Hand[host.Fi
 	return &Applier{guard: guard, tunnel: tunnel, firewall: firewall, route: route, dns: dns}
 }
 
-// Set brings the machine to c. Coming up: firewall, tunnel, route, dns; a right that was
-// withdrawn ends at once, and who comes finds his. Going down (no tunnel wanted): dns,
-// route, firewall, tunnel. A part that fails does not stop the others, with one
-// exception: routes are not set on an interface that our firewall never guarded. The
-// error joins all failures, each with its part.
+// Set brings the machine to c. Coming up: tunnel, firewall, route, dns. Going down
+// (no tunnel wanted): dns, route, firewall, tunnel. A part that fails does not stop
+// the others, with one exception: routes are not set on an interface that our
+// firewall never guarded. The error joins all failures, each with its part.
 //
 // A guard that holds somebody back comes before all of that, and one that does not
 // any more behind it: nobody finds a way out meanwhile that the guard closes.
@@ -66,13 +65,13 @@ func (a *Applier) setGuard(ctx context.Context, c host.Config) error {
 }
 
 func (a *Applier) up(ctx context.Context, c host.Config) error {
-	firewall := a.setFirewall(ctx, c.Firewall)
 	tunnel := part("tunnel", a.tunnel.Set(ctx, c.Tunnel))
+	firewall := a.setFirewall(ctx, c.Firewall)
 	route := ErrUnguarded
 	if c.Route.Interface == "" || a.guarded == c.Route.Interface {
 		route = a.route.Set(ctx, c.Route)
 	}
-	return errors.Join(firewall, tunnel, part("route", route), a.setDNS(ctx, c))
+	return errors.Join(tunnel, firewall, part("route", route), a.setDNS(ctx, c))
 }
 
 func (a *Applier) down(ctx context.Context, c host.Config) error {

@@ -45,15 +45,15 @@ func TestSet(t *testing.T) {
 		want                                []string
 		errs                                []error
 	}{
-		{name: "up", config: up, want: []string{"firewall", "tunnel", "route", "dns", "guard"}},
+		{name: "up", config: up, want: []string{"tunnel", "firewall", "route", "dns", "guard"}},
 		{name: "down", guarded: "mesh0", want: []string{"dns", "route", "firewall", "tunnel", "guard"}},
-		{name: "up, tunnel fails", config: up, tunnel: errT, want: []string{"firewall", "tunnel", "route", "dns", "guard"}, errs: []error{errT}},
-		{name: "up, route fails", config: up, route: errR, dns: errD, want: []string{"firewall", "tunnel", "route", "dns", "guard"}, errs: []error{errR, errD}},
-		{name: "never guarded", config: up, firewall: errF, want: []string{"firewall", "tunnel", "dns", "guard"}, errs: []error{errF, ErrUnguarded}},
-		{name: "guarded before", config: up, guarded: "mesh0", firewall: errF, want: []string{"firewall", "tunnel", "route", "dns", "guard"}, errs: []error{errF}},
-		{name: "another guarded", config: up, guarded: "mesh1", firewall: errF, want: []string{"firewall", "tunnel", "dns", "guard"}, errs: []error{errF, ErrUnguarded}},
-		{name: "blocked", config: blocked, want: []string{"guard", "firewall", "tunnel", "route", "dns"}},
-		{name: "blocked, no guard", config: blocked, guard: errG, want: []string{"guard", "firewall", "tunnel", "route", "dns"}, errs: []error{errG}},
+		{name: "up, tunnel fails", config: up, tunnel: errT, want: []string{"tunnel", "firewall", "route", "dns", "guard"}, errs: []error{errT}},
+		{name: "up, route fails", config: up, route: errR, dns: errD, want: []string{"tunnel", "firewall", "route", "dns", "guard"}, errs: []error{errR, errD}},
+		{name: "never guarded", config: up, firewall: errF, want: []string{"tunnel", "firewall", "dns", "guard"}, errs: []error{errF, ErrUnguarded}},
+		{name: "guarded before", config: up, guarded: "mesh0", firewall: errF, want: []string{"tunnel", "firewall", "route", "dns", "guard"}, errs: []error{errF}},
+		{name: "another guarded", config: up, guarded: "mesh1", firewall: errF, want: []string{"tunnel", "firewall", "dns", "guard"}, errs: []error{errF, ErrUnguarded}},
+		{name: "blocked", config: blocked, want: []string{"guard", "tunnel", "firewall", "route", "dns"}},
+		{name: "blocked, no guard", config: blocked, guard: errG, want: []string{"guard", "tunnel", "firewall", "route", "dns"}, errs: []error{errG}},
 		{name: "blocked, not joined", config: waiting, want: []string{"guard", "dns", "route", "firewall", "tunnel"}},
 		{name: "down, no guard", guard: errG, want: []string{"dns", "route", "firewall", "tunnel", "guard"}, errs: []error{errG}},
 		{name: "down, all fail", tunnel: errT, firewall: errF, route: errR, dns: errD, want: []string{"dns", "route", "firewall", "tunnel", "guard"}, errs: []error{errT, errF, errR, errD}},
