@@ -103,7 +103,7 @@ func lookAt(t *testing.T, d *netns.Subnetd) engineView {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return engineView{counters.ReplaceAllString(string(rules), ""), string(text)}
+	return engineView{without(string(rules)), string(text)}
 }
 
 // difference lists the lines that only one of two texts has.

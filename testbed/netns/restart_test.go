@@ -15,7 +15,7 @@ func rulesOf(t *testing.T, h *netns.Host) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return counters.ReplaceAllString(string(out), "")
+	return without(string(out))
 }
 
 // wantRulesUntouched ends a daemon and starts it again, and wants it not to have changed a single rule: neither before it

@@ -127,7 +127,7 @@ func (s *Subnetd) Launch() {
 func (s *Subnetd) Start() {
 	s.t.Helper()
 	s.Launch()
-	Eventually(s.t, 15*time.Second, "subnetd answers on "+s.Host.Name, func() error {
+	Eventually(s.t, 30*time.Second, "subnetd answers on "+s.Host.Name, func() error {
 		select {
 		case <-s.proc.Done():
 			s.t.Fatalf("subnetd ended:\n%s", s.proc.Tail(30))
