@@ -19,7 +19,7 @@ HOT     := golang.zx2c4.com/wireguard/device golang.zx2c4.com/wireguard/replay g
 CIPHERS := $(foreach at,golang.org vendor/golang.org,$(at)/x/crypto/chacha20 $(at)/x/crypto/internal/poly1305)
 GCFLAGS := -gcflags=all=-l $(HOT:%=-gcflags=%=) $(CIPHERS:%=-gcflags=%=-pgoprofile=build/inline.txt)
 
-.PHONY: build webui test unit mips lab guests test-qemu bench run cross lint clean peers provision
+.PHONY: build webui test unit mips lab guests test-qemu bench run cross packages lint clean peers provision
 
 build: webui
 	build/modules.sh bin
@@ -74,6 +74,10 @@ run: build
 
 cross: webui
 	testbed/cross.sh bin/cross "$(LDFLAGS)" $(GCFLAGS)
+
+# What OpenWrt's and Debian's package managers install, into bin/packages. The same commit gives the same bytes.
+packages: cross
+	$(GO) run ./packaging/build -version "$$(git describe --tags --always --dirty)" -epoch "$$(git log -1 --format=%ct)"
 
 clean:
 	rm -rf bin webui/node_modules testbed/page/node_modules

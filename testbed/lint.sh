@@ -13,6 +13,7 @@ fi
 go vet ./...
 go run "$staticcheck" ./...
 find . \( -name '*.sh' -o -path './.ci/run' \) -not -path './.git/*' -not -path './bin/*' -not -path '*/node_modules/*' -exec shellcheck {} +
+grep -rlZ --exclude=Makefile '^#!/bin/sh' packaging | xargs -0 shellcheck
 build/npm.sh webui
 npm --prefix webui run --silent check
 for script in testbed/page/*.mjs; do

@@ -13,7 +13,7 @@ for p in "${calm[@]}"; do
 	fi
 done
 mapfile -t calm < <(go list "${calm[@]/#/./subnetd/}")
-mapfile -t others < <(go list ./subnetd/... ./webui/... ./testbed/swarm | grep -vxF "$(printf '%s\n' "${calm[@]}")")
+mapfile -t others < <(go list ./subnetd/... ./webui/... ./packaging/... ./testbed/swarm | grep -vxF "$(printf '%s\n' "${calm[@]}")")
 
 go test -vet=off -race "${others[@]}"
 go test -vet=off "${calm[@]}"

@@ -1,0 +1,36 @@
+package main
+
+import "fmt"
+
+// ipk is the package of OpenWrt's opkg: the members of a deb in a tar archive, in the
+// order of OpenWrt's own scripts/ipkg-build.
+type ipk struct{}
+
+func (ipk) name(p pack) string { return fmt.Sprintf("%s_%s_%s.ipk", packageName, p.version, p.arch) }
+
+func (ipk) sources() sources {
+	return sources{
+		trees:   map[string]string{"packaging/openwrt/root": ""},
+		scripts: "packaging/openwrt/control",
+	}
+}
+
+// ipkDepends: without the kernel's WireGuard the daemon carries packets itself, through
+// a TUN device. jsonfilter is what the firewall's script reads the daemon's plan with.
+const ipkDepends = "Depends: ca-bundle, firewall4, jsonfilter, kmod-nft-nat, kmod-tun, kmod-wireguard"
+
+func (ipk) encode(p pack) ([]byte, error) {
+	data, err := tarball(p.files, p.at)
+	if err != nil {
+		return nil, err
+	}
+	about, err := tarball(p.about(p.control(ipkDepends, fmt.Sprintf("Installed-Size: %d", p.size()))), p.at)
+	if err != nil {
+		return nil, err
+	}
+	return archive([]file{
+		{path: "/debian-binary", mode: 0o644, body: []byte("2.0\n")},
+		{path: "/data.tar.gz", mode: 0o644, body: data},
+		{path: "/control.tar.gz", mode: 0o644, body: about},
+	}, p.at, map[string]bool{"/": true})
+}
