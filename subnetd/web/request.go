@@ -25,12 +25,19 @@ const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src
 type contextKey int
 
 const (
-	keyFrom  contextKey = iota // netip.Addr of the connection's other end
+	keyEnds  contextKey = iota // ends of the connection
 	keyAsker                   // api.Asker of the request
 )
 
+// ends are who called, and which of our addresses.
+type ends struct {
+	from netip.Addr
+	at   netip.AddrPort
+}
+
 func (s *Server) connected(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, keyFrom, sourceOf(c))
+	at := c.LocalAddr().(*net.TCPAddr).AddrPort()
+	return context.WithValue(ctx, keyEnds, ends{sourceOf(c), netip.AddrPortFrom(at.Addr().Unmap().WithZone(""), at.Port())})
 }
 
 // visit is a request whose sender may be here.
@@ -44,12 +51,12 @@ type visit struct {
 func (v visit) identified() bool { return v.over == overMesh && !v.member.Router }
 
 func (s *Server) visit(r *http.Request) (visit, bool) {
-	v := visit{}
-	v.from, _ = r.Context().Value(keyFrom).(netip.Addr)
-	if v.over = s.over(v.from); v.over == overMesh {
+	e, _ := r.Context().Value(keyEnds).(ends)
+	v := visit{from: e.from, over: s.over(e.from)}
+	if v.over == overMesh {
 		v.member, _ = s.cfg.Member(v.from)
 	}
-	return v, v.over != ""
+	return v, v.over != "" && slices.Contains(s.now.Load().listen(), e.at)
 }
 
 // asker is how much the sender of a request may.
@@ -65,13 +72,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Frame-Options", "DENY")
 	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	if trustworthy(r) { // elsewhere browsers take no notice, and complain
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	}
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	v, ok := s.visit(r)
-	if !ok { // he was here before the netmap or the LAN was another
-		refuse(w, http.StatusForbidden, "this page is for the home and the mesh only")
+	if !ok {
+		// He was here before the netmap, the LAN or the page's address was another. A page that
+		// went on by an old connection would confirm a change that cuts it off.
+		h.Set("Connection", "close")
+		refuse(w, http.StatusForbidden, "this page is for the home and the mesh only, at the addresses that it has now")
 		return
 	}
 	if !s.called(r) {
@@ -158,20 +170,33 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request, v visit) {
 	}
 }
 
+// trustworthy reports whether the browser's context is a secure one (W3C Secure Contexts,
+// section 3.1): TLS, or a way that does not leave the machine.
+func trustworthy(r *http.Request) bool {
+	host := hostOf(r)
+	a, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return r.TLS != nil || host == "localhost" || err == nil && a.IsLoopback()
+}
+
 // called reports whether a request is meant for this router: a page elsewhere whose
 // name was led here (DNS rebinding) says that name.
 func (s *Server) called(r *http.Request) bool {
-	host := r.Host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	host := hostOf(r)
 	set := s.now.Load()
 	if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
 		a = a.Unmap()
 		return a.IsLoopback() || slices.Contains(set.Mesh, a) || slices.ContainsFunc(set.Home, func(p netip.Prefix) bool { return p.Addr() == a })
 	}
 	return host == "localhost" || slices.Contains(set.Names, host)
+}
+
+// hostOf is what a request calls this router, in lower case and without a port.
+func hostOf(r *http.Request) string {
+	host := r.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	return strings.TrimSuffix(strings.ToLower(host), ".")
 }
 
 // localOf is the address and port that a request came to.

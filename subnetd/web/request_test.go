@@ -102,6 +102,49 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestMoved: a browser that was here before the page moved is here no more, by no connection of before either.
+func TestMoved(t *testing.T) {
+	r := newRig(t)
+	cookie := r.loggedIn()
+	events, err := r.send(request{path: "/v1/events", cookie: cookie})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer events.Body.Close()
+	defer time.AfterFunc(20*time.Second, func() { _ = events.Body.Close() }).Stop() // a stream that goes on is a failure
+	moved := *r.now.Load()
+	moved.Port++
+	r.Set(moved)
+	for _, q := range []request{{path: "/v1/page"}, {path: "/v1/settings/confirm", body: `{"id":"1"}`}, {path: "/"}} {
+		q.cookie = cookie
+		if a := r.do(q); a.code != http.StatusForbidden {
+			t.Errorf("%s: %d", q.path, a.code)
+		}
+	}
+	r.house.change(func(snap *status.Snapshot, _ *Rest) { snap.Name = "other" })
+	if told, err := io.ReadAll(events.Body); err != nil || strings.Contains(string(told), `"other"`) {
+		t.Errorf("%v: %s", err, told)
+	}
+	moved.Port--
+	r.Set(moved)
+	if a := r.do(request{path: "/v1/status", cookie: cookie}); a.code != http.StatusOK {
+		t.Error("back again:", a.code)
+	}
+}
+
+// TestTrustworthy: what counts in a secure context only is sent there only.
+func TestTrustworthy(t *testing.T) {
+	r := newRig(t)
+	for host, want := range map[string]string{
+		"192.168.1.1:8411": "", "router.lan:8411": "", "100.64.0.1": "",
+		"localhost:8411": "same-origin", "127.0.0.1:8411": "same-origin", "[::1]:8411": "same-origin", "LOCALHOST": "same-origin",
+	} {
+		if got := r.do(request{path: "/v1/page", host: host}).header.Get("Cross-Origin-Opener-Policy"); got != want {
+			t.Errorf("%s: %q, want %q", host, got, want)
+		}
+	}
+}
+
 // zeros is a body without end.
 type zeros struct{ read atomic.Int64 }
 
@@ -615,7 +658,7 @@ func FuzzBodies(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		q = q.WithContext(context.WithValue(t.Context(), keyFrom, atHome))
+		q = q.WithContext(context.WithValue(t.Context(), keyEnds, ends{atHome, here}))
 		q.Header.Set("Content-Type", kind)
 		q.AddCookie(&http.Cookie{Name: cookieName, Value: cookie})
 		r.pass(longWait) // so that each is looked at

@@ -137,6 +137,9 @@ func (h *house) funcs() api.Funcs {
 	}
 }
 
+// here is where everybody calls the rig.
+var here = netip.MustParseAddrPort("192.168.1.1:8411")
+
 // rig is a Server behind a listener at which anybody may pretend to be anywhere.
 type rig struct {
 	*Server
@@ -312,6 +315,7 @@ func dialAs(from netip.Addr) func(context.Context, string, string) (net.Conn, er
 }
 
 func (r *rig) connectedFrom(ctx context.Context, c net.Conn) context.Context {
-	from, _ := pretenders.Load(sourceOf(c))
-	return context.WithValue(ctx, keyFrom, from)
+	as, _ := pretenders.Load(sourceOf(c))
+	from, _ := as.(netip.Addr)
+	return context.WithValue(ctx, keyEnds, ends{from, here})
 }
