@@ -9,6 +9,7 @@ const load = async (name) => {
   return import(`data:text/javascript;base64,${Buffer.from(code).toString("base64")}`);
 };
 const { apply, beat, lost, nothing, deviceKey } = await load("view.ts");
+const { joining } = await load("join.ts");
 const { added, moved, removed, row, written } = await load("exits.ts");
 
 // random gives the same numbers below n each time.
@@ -70,6 +71,17 @@ test("a lost stream leaves what was known, as of then, until a sign of life", ()
 test("a device without a MAC is known by its address", () => {
   assert.equal(deviceKey({ mac: "", addresses: ["192.0.2.1"] }), "192.0.2.1");
   assert.equal(deviceKey({ mac: "", addresses: null }), "");
+});
+
+test("a mesh is joined by what people have at hand", () => {
+  for (const [text, key, want] of [
+    ["https://a.example", "", { control: "https://a.example" }],
+    [" a.example ", " k ", { control: "https://a.example", authKey: "k" }],
+    ["http://192.0.2.1:8080", "", { control: "http://192.0.2.1:8080" }],
+    ["tailscale up --login-server=https://a.example --auth-key=k", "", { control: "https://a.example", authKey: "k" }],
+    ["sudo tailscale up --authkey k --login-server a.example", "other", { control: "https://a.example", authKey: "other" }],
+  ])
+    assert.deepEqual(joining(text, key), want);
 });
 
 test("rows are written as they were read", () => {

@@ -1,6 +1,6 @@
 // The shell: who we are to the router decides between wizard, login and page; the address decides which page.
 import type { JSX } from "preact";
-import { useCallback, useEffect, useState } from "preact/hooks";
+import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import * as api from "./api";
 import { Icon, type IconName } from "./icons";
 import { t, type Key } from "./i18n";
@@ -54,6 +54,14 @@ export function App(): JSX.Element {
   useEffect(() => api.whenLoggedOut(() => void look()), [look]);
   const inside = page?.state === "in";
   useEffect(() => (inside ? follow((p) => void take(p)) : undefined), [inside, take]);
+
+  // Another place begins at its heading, for who reads the screen or has no mouse.
+  const place = inside && !wizard ? "house" : (page?.state ?? "");
+  const before = useRef("");
+  useEffect(() => {
+    if (before.current !== "") document.querySelector<HTMLElement>("main h1")?.focus({ preventScroll: true });
+    before.current = place;
+  }, [place]);
 
   const end = (): void => {
     sessionStorage.removeItem(begun);

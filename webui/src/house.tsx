@@ -102,7 +102,7 @@ export function troubles(v: View): Trouble[] {
   for (const row of blockedRows(s.exits.rows ?? []))
     out.push({ code: "exit-blocked", tone: "bad", title: t("trouble.exit-blocked", { who: who(row, v) }), cause: row.why ?? "", fix: "", since: row.since, row });
   for (const p of s.problems ?? []) if (p.code !== "exit-blocked") out.push(told(p));
-  if (s.error) out.push({ code: "refused", tone: "warn", title: t("trouble.refused"), cause: s.error, fix: "" });
+  if (s.error && s.phase !== "down") out.push({ code: "refused", tone: "warn", title: t("trouble.refused"), cause: s.error, fix: "" });
   if (s.phase === "joined" && !s.udp && s.homeRelay && (s.endpoints ?? []).length > 0)
     out.push({ code: "relay-only", tone: "info", title: t("trouble.relay-only"), cause: t("trouble.relay-only.text"), fix: "" });
   const rank = { bad: 0, warn: 1, info: 2, off: 3, ok: 4 };

@@ -1,7 +1,7 @@
 // The one event stream: it is opened, watched, and opened again, and what it tells is the view that all of the page shows.
 import { useEffect, useState } from "preact/hooks";
 import * as api from "./api";
-import type { Event, Page } from "./status";
+import type { Event, Page, Trial } from "./status";
 import { apply, beat, lost, nothing, type View } from "./view";
 
 const silence = 25_000; // ms after which a stream that says nothing is dead: the daemon says something every 15 s
@@ -24,6 +24,16 @@ export const now = (): View => view;
 export function patch(e: Pick<Event, "devices" | "nodes" | "house">): void {
   if (view.live) set({ ...apply(view, { ...e, boot: view.boot, seq: 0, time: new Date(view.at).toISOString() }, view.at - view.skew) });
 }
+
+// tried puts a change on trial into the view: the router may be out of reach by it before the stream tells of it.
+export function tried(trial: Trial): void {
+  if (view.house) set({ ...view, house: { ...view.house, trial } });
+}
+
+let anew = (): void => undefined;
+
+// reopen asks the router anew who we are, and opens the stream again: the old one may go on by a way that is no more.
+export const reopen = (): void => anew();
 
 // listen calls f at each change until what it returns is called.
 export function listen(f: () => void): () => void {
@@ -48,23 +58,6 @@ export function useView<T>(part: (v: View) => T): T {
     return listen(look);
   });
   return value;
-}
-
-// changed ends at the next message of the router, or fails after limit.
-export function changed(limit = 20_000): Promise<void> {
-  return new Promise((done, fail) => {
-    const at = view.at;
-    const timer = setTimeout(() => {
-      stop();
-      fail(new api.Refused(0, ""));
-    }, limit);
-    const stop = listen(() => {
-      if (!view.live || view.at === at) return;
-      clearTimeout(timer);
-      stop();
-      done();
-    });
-  });
 }
 
 // follow keeps the view true until what it returns is called. It says what the page is when the daemon
@@ -132,11 +125,17 @@ export function follow(onPage: (p: Page) => void): () => void {
       void attempt();
     }
   };
+  anew = (): void => {
+    close();
+    wait = firstWait;
+    void attempt();
+  };
   document.addEventListener("visibilitychange", seen);
   addEventListener("online", seen);
   open();
   return () => {
     over = true;
+    anew = (): void => undefined;
     close();
     clearTimeout(away);
     set(nothing);

@@ -53,13 +53,17 @@ export function Age({ of }: { of: string }): JSX.Element {
   );
 }
 
-// useDeed is something that is being done: whether it is, what went wrong, and how to begin.
+// useDeed is something that is being done: whether it is, what went wrong, and how to begin. It is not begun twice: what began it
+// need not be disabled meanwhile, which would take the focus from it.
 export function useDeed(): { busy: boolean; error: string; run: (f: () => Promise<unknown>) => Promise<boolean> } {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState("");
   const there = useRef(true);
+  const going = useRef(false);
   useEffect(() => () => void (there.current = false), []);
   const run = async (f: () => Promise<unknown>): Promise<boolean> => {
+    if (going.current) return false;
+    going.current = true;
     setBusy(true);
     setError("");
     try {
@@ -70,6 +74,7 @@ export function useDeed(): { busy: boolean; error: string; run: (f: () => Promis
       if (there.current) setError(text);
       return false;
     } finally {
+      going.current = false;
       if (there.current) setBusy(false);
     }
   };
@@ -87,6 +92,7 @@ interface ButtonProps {
   label?: string; // for readers of the screen, if the words alone do not say which
   apart?: boolean; // it does nothing at the router, and works without it
   asks?: boolean; // it only asks the router something
+  first?: boolean; // in a question: it has the focus at first
 }
 
 // Button changes something at the router: without contact, or for who may only look, it cannot.
@@ -96,9 +102,11 @@ export function Button(p: ButtonProps): JSX.Element {
   return (
     <button
       type={p.submit ? "submit" : "button"}
+      autofocus={p.first}
       class={`button ${p.kind ?? "plain"}`}
-      disabled={(p.disabled ?? false) || (p.busy ?? false) || (!(p.apart ?? false) && (!live || !(may || (p.asks ?? false))))}
+      disabled={(p.disabled ?? false) || (!(p.apart ?? false) && (!live || !(may || (p.asks ?? false))))}
       aria-busy={p.busy}
+      aria-disabled={p.busy}
       aria-label={p.label}
       onClick={p.onClick}
     >
@@ -161,7 +169,7 @@ export function Switch({ on, label, text, words, set, disabled }: SwitchProps): 
         aria-checked={on}
         aria-label={label}
         aria-busy={deed.busy}
-        disabled={(disabled ?? false) || deed.busy || !live || !may}
+        disabled={(disabled ?? false) || !live || !may}
         onClick={() => void deed.run(() => set(!on))}
       >
         {text && <span class="label">{text}</span>}
@@ -358,7 +366,7 @@ export function Sure({ title, text, button, run, ...p }: Omit<ButtonProps, "onCl
             <Button kind="danger" busy={deed.busy} onClick={() => void deed.run(run).then((ok) => ok && setOpen(false))}>
               {button}
             </Button>
-            <Button apart onClick={() => setOpen(false)}>
+            <Button apart first onClick={() => setOpen(false)}>
               {t("cancel")}
             </Button>
           </div>

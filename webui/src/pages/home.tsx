@@ -69,10 +69,12 @@ function Next(): JSX.Element | null {
       <Card title={t("next.down")}>
         <p>{t("next.down.text")}</p>
         <div class="actions">
-          <Deed kind="main" run={() => api.post("/v1/up", {})}>
-            {t("next.down.up")}
-          </Deed>
-          <Button apart onClick={() => go("/system")}>
+          {s.control && (
+            <Deed kind="main" run={() => api.post("/v1/up", {})}>
+              {t("next.down.up")}
+            </Deed>
+          )}
+          <Button kind={s.control ? "plain" : "main"} apart onClick={() => go("/system")}>
             {t("next.down.choose")}
           </Button>
         </div>

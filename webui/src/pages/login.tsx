@@ -17,7 +17,7 @@ export function LoginPage({ page, enter, again }: { page: Page; enter: (p: Page)
           <Icon name={shut ? "lock" : "house"} size={28} />
           <span>{page.host ?? "subnetd"}</span>
         </p>
-        <h1>{shut ? t("shut") : t("login")}</h1>
+        <h1 tabIndex={-1}>{shut ? t("shut") : t("login")}</h1>
         {shut ? (
           <>
             <p lang="en">{page.text}</p>

@@ -65,7 +65,7 @@ function MeshCard(): JSX.Element | null {
     <Card title={t("mesh")}>
       <p>{down ? t("stand.down.text") : t("mesh.now", { control: coordinator(h) })}</p>
       <div class="actions">
-        {down && (
+        {down && h.status.control && (
           <Deed kind="main" run={() => api.post("/v1/up", {})}>
             {t("next.down.up")}
           </Deed>
@@ -95,7 +95,7 @@ function SettingsCards(): JSX.Element | null {
   useEffect(() => {
     void load().catch(() => undefined);
   }, [trial]);
-  return settings && <SettingsForm key={JSON.stringify(settings)} of={settings} trial={trial !== undefined} load={load} />;
+  return settings && <SettingsForm of={settings} trial={trial !== undefined} load={load} />;
 }
 
 function SettingsForm({ of: s, trial, load }: { of: Settings; trial: boolean; load: () => Promise<void> }): JSX.Element {
@@ -103,13 +103,21 @@ function SettingsForm({ of: s, trial, load }: { of: Settings; trial: boolean; lo
   const [url, setURL] = useState(s.url);
   const [interfaces, setInterfaces] = useState((s.interfaces ?? []).join(" "));
   const [listen, setListen] = useState(s.listen);
+  // What is filled in is what is in force, when that changes and after each trial, however it ended.
+  useEffect(() => {
+    if (trial) return;
+    setHostname(s.hostname);
+    setURL(s.url);
+    setInterfaces((s.interfaces ?? []).join(" "));
+    setListen(s.listen);
+  }, [JSON.stringify(s), trial]);
   const send = async (): Promise<void> => {
     const safe = { ...(hostname === s.hostname ? {} : { hostname }), ...(url === s.url ? {} : { url }) };
     if (Object.keys(safe).length > 0) await change(safe);
     const list = interfaces.split(/[\s,]+/).filter(Boolean);
     const unsure = { ...(list.join(" ") === (s.interfaces ?? []).join(" ") ? {} : { interfaces: list }), ...(listen === s.listen ? {} : { listen }) };
     if (Object.keys(unsure).length > 0) await changeUnsure(unsure);
-    await load();
+    else await load();
   };
   return (
     <Card title={t("settings")}>

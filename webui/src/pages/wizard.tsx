@@ -1,9 +1,10 @@
 // The first run: a password, a mesh, what to share, and a code for the phone. Each step can be come back to later in the page.
 import type { JSX } from "preact";
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import * as api from "../api";
 import { Icon } from "../icons";
 import { t, tr } from "../i18n";
+import { joining } from "../join";
 import { useView } from "../live";
 import { Button, Copy, Deed, Field, Form, Few, Qr, State, Wrong } from "../parts";
 import type { Page } from "../status";
@@ -18,12 +19,14 @@ const steps: readonly Step[] = ["password", "mesh", "share", "phone"];
 export function Wizard({ page, begin, end }: { page: Page; begin: (p: Page) => void; end: () => void }): JSX.Element {
   const [step, setStep] = useState<Step>(page.state === "in" ? "mesh" : "password");
   const at = steps.indexOf(step === "join" ? "mesh" : step);
-  const to = (s: Step) => (): void => {
-    setStep(s);
+  const to = (s: Step) => (): void => setStep(s);
+  const box = useRef<HTMLElement>(null);
+  useEffect(() => {
     scrollTo(0, 0);
-  };
+    box.current?.querySelector("h1")?.focus({ preventScroll: true });
+  }, [step]);
   return (
-    <main class="alone wizard">
+    <main class="alone wizard" ref={box}>
       <p class="brand">
         <Icon name="house" size={28} />
         <span>{page.host ?? "subnetd"}</span>
@@ -56,7 +59,7 @@ function Password({ begin, next }: { begin: (p: Page) => void; next: () => void 
   };
   return (
     <>
-      <h1>{t("wizard.hello")}</h1>
+      <h1 tabIndex={-1}>{t("wizard.hello")}</h1>
       <p>{t("wizard.password.text")}</p>
       <Form apart button={t("next")} send={send}>
         <Field label={t("password.new")} type="password" complete="new-password" value={first} set={setFirst} hint={t("password.hint")} required min={8} />
@@ -74,7 +77,7 @@ function Mesh({ own, join }: { own: () => void; join: () => void }): JSX.Element
   };
   return (
     <>
-      <h1>{t("wizard.mesh")}</h1>
+      <h1 tabIndex={-1}>{t("wizard.mesh")}</h1>
       <p>{t("wizard.mesh.text")}</p>
       <div class="choices">
         <section>
@@ -97,7 +100,7 @@ function Mesh({ own, join }: { own: () => void; join: () => void }): JSX.Element
 function Join({ back, next }: { back: () => void; next: () => void }): JSX.Element {
   return (
     <>
-      <h1>{t("wizard.join")}</h1>
+      <h1 tabIndex={-1}>{t("wizard.join")}</h1>
       <JoinForm />
       <Joining next={next} />
       <Button apart onClick={back}>
@@ -111,20 +114,13 @@ function Join({ back, next }: { back: () => void; next: () => void }): JSX.Eleme
 export function JoinForm(): JSX.Element {
   const [url, setURL] = useState("");
   const [key, setKey] = useState("");
-  const send = (): Promise<unknown> => api.post("/v1/up", { control: server(url), ...(key.trim() ? { authKey: key.trim() } : {}) });
+  const send = (): Promise<unknown> => api.post("/v1/up", joining(url, key));
   return (
     <Form button={t("join.go")} send={send}>
       <Field label={t("join.url")} value={url} set={setURL} hint={t("join.url.hint")} placeholder="https://" required />
       <Field label={t("join.key")} value={key} set={setKey} hint={t("join.key.hint")} />
     </Form>
   );
-}
-
-// server takes what people have at hand: a URL, a host's name, or the whole line that joins a computer.
-export function server(text: string): string {
-  const line = /--login-server[= ](\S+)/.exec(text);
-  const url = line?.[1] ?? text.trim();
-  return /^https?:\/\//.test(url) ? url : `https://${url}`;
 }
 
 // Joining is how far it has got: a login that somebody has to open, an admin who has to say yes, or an error.
@@ -162,7 +158,7 @@ function Share({ next }: { next: () => void }): JSX.Element {
   const lans = useView((v) => v.house?.status.lans ?? none);
   return (
     <>
-      <h1>{t("wizard.share")}</h1>
+      <h1 tabIndex={-1}>{t("wizard.share")}</h1>
       <p>{t("wizard.share.text")}</p>
       {lans.length > 0 && <p class="hint">{t("networks.lans", { names: lans.join(", ") })}</p>}
       <Few
@@ -202,7 +198,7 @@ function Phone({ end }: { end: () => void }): JSX.Element {
   const home = useView((v) => v.house?.home);
   return (
     <>
-      <h1>{t("wizard.phone")}</h1>
+      <h1 tabIndex={-1}>{t("wizard.phone")}</h1>
       {home ? <InviteCard /> : <p>{t("wizard.phone.elsewhere")}</p>}
       <p class="hint">{t("wizard.end.text")}</p>
       <Button kind="main" apart onClick={end}>
