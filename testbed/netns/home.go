@@ -35,6 +35,7 @@ type HomeOptions struct {
 	Hostname  string   // mesh.hostname; "": home
 	NoSNAT    bool     // lan.snat = false
 	OtherTOML string   // whole further tables
+	Unjoined  bool     // it is in no mesh until somebody says `up`
 }
 
 // HomeMesh starts the daemon on a router and waits until it is a member of its own mesh.
@@ -76,7 +77,9 @@ func (h *HomeMesh) toml() string {
 		}
 	}
 	b.WriteString("[mesh]\n")
-	line("control", "home")
+	if !o.Unjoined {
+		line("control", "home")
+	}
 	line("hostname", cmp.Or(o.Hostname, "home"))
 	b.WriteString("[lan]\ninterfaces = [\"lan0\"]\n")
 	line("expose", cmp.Or(o.Expose, "all"))

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -106,14 +107,16 @@ func answer(t *testing.T, to io.Writer, line []byte, can asked) error {
 
 // TestPageBrowser: a router without any configuration but its public name becomes a mesh in its page's wizard. A stock client joins
 // by the code on the screen, another is let in, a thing is reached by its name, a TV's internet takes an exit and loses it, and
-// the daemon ends and comes back under the open page.
+// the daemon ends and comes back under the open page. Then a second home's router joins that mesh in its own page's wizard, and a
+// change there that cuts the browser off is undone.
 func TestPageBrowser(t *testing.T) {
 	lab := netns.New(t)
 	s := &pageStory{t: t, lab: lab, home: lab.Home(netns.Public), web: lab.Far("web")}
 	serveSource(t, s.web)
 	s.tv, s.printer = lab.Device(s.home, "tv", 51), lab.Device(s.home, "printer", 52)
 	s.servePrinter()
-	s.mesh = lab.HomeMesh(s.home.Router, netns.HomeOptions{URL: "http://home.test", Expose: "chosen"})
+	s.mesh = lab.HomeMeshIdle(s.home.Router, netns.HomeOptions{URL: "http://home.test", Expose: "chosen", Unjoined: true})
+	s.mesh.Subnetd.Start()
 	s.laptop, s.phone = lab.StockPeer(lab.Client("laptop", netns.Easy)), lab.StockPeer(lab.Client("phone", netns.Hard))
 	for _, thing := range []*netns.Host{s.tv, s.printer} {
 		wantReach(t, thing, s.home.LAN4.Addr().Next(), s.home.LAN6.Addr().Next()) // the router hears of it
@@ -121,7 +124,25 @@ func TestPageBrowser(t *testing.T) {
 	playPage(t, s.home.LAN, 4*time.Minute, asked{
 		"join": s.join, "knock": s.knock, "in": s.in, "open": s.open, "shut": s.shut,
 		"offer": s.offer, "off": s.off, "leaves": s.leaves, "stop": s.stop, "start": s.start,
-	}, "story.mjs", "http://"+netip.AddrPortFrom(s.home.LAN4.Addr().Next(), 8411).String(), s.tv.Addr4.String(), s.printer.Addr4.String())
+	}, "story.mjs", pageOf(s.home), s.tv.Addr4.String(), s.printer.Addr4.String())
+	s.cottage()
+}
+
+// pageOf is where a home's page is, for those at home.
+func pageOf(h *netns.Home) string {
+	return "http://" + netip.AddrPortFrom(h.LAN4.Addr().Next(), 8411).String()
+}
+
+// cottage is the second home.
+func (s *pageStory) cottage() {
+	home := s.lab.NewHome(south)
+	d := s.lab.Subnetd(home.Router, "[mesh]\nhostname = \"cottage\"\n"+strings.Replace(siteConfig, "all", "chosen", 1))
+	i := s.mesh.Invite()
+	playPage(s.t, home.LAN, time.Minute, asked{"unplug": func(string) { d.Kill9(); d.Start() }}, "cottage.mjs", pageOf(home), i.URL, i.Key)
+	all, err := s.mesh.Nodes()
+	if err != nil || !slices.ContainsFunc(all.Nodes, func(n netns.HomeNode) bool { return n.Online && strings.HasPrefix(n.Name, "cottage.") }) {
+		s.t.Errorf("the cottage is not in: %v, %+v", err, all.Nodes)
+	}
 }
 
 // pageStory is where the page's story takes place.
@@ -250,7 +271,8 @@ func (s *pageStory) stop(string) {
 
 func (s *pageStory) start(string) { s.mesh.Start() }
 
-// TestPageBrowserStates: each state that a house can be in is drawn on purpose, and can be read by everybody.
+// TestPageBrowserStates: each state that a house can be in, and each place and question of its page, is drawn on purpose, can be
+// read by everybody, and is come to by the keyboard alone.
 func TestPageBrowserStates(t *testing.T) {
 	lab := netns.New(t)
 	playPage(t, lab.Client("anywhere", netns.Public), 3*time.Minute, nil, "states.mjs")
@@ -268,7 +290,7 @@ func TestPageBrowserCrowd(t *testing.T) {
 	crowd := s.crowd()
 	key := s.mesh.Invite("--reusable").Key
 	crowd.register(t, key, members-1)
-	playPage(t, s.home.LAN, 3*time.Minute, asked{"arrive": func(string) { crowd.joinOne(t, key, members-1) }}, "crowd.mjs", "http://"+netip.AddrPortFrom(s.home.LAN4.Addr().Next(), 8411).String(), fmt.Sprint(things), fmt.Sprint(members))
+	playPage(t, s.home.LAN, 3*time.Minute, asked{"arrive": func(string) { crowd.joinOne(t, key, members-1) }}, "crowd.mjs", pageOf(s.home), fmt.Sprint(things), fmt.Sprint(members))
 }
 
 // register makes members of so many raw nodes, a few at a time; none of them is there afterwards.

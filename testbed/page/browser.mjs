@@ -15,8 +15,8 @@ export async function visit(browser, { size = "phone", dark = false, language = 
   page.complaints = [];
   page.on("pageerror", (e) => page.complaints.push(String(e)));
   page.on("console", (m) => {
-    // Refusals are wanted now and then, and a header that needs TLS is of no use without it, but no fault.
-    if (m.type() === "error" && !/^Failed to load resource|^The Cross-Origin-Opener-Policy header/.test(m.text())) page.complaints.push(m.text());
+    // Refusals are wanted now and then.
+    if (m.type() === "error" && !/^Failed to load resource/.test(m.text())) page.complaints.push(m.text());
   });
   page.on("request", (r) => {
     if (new URL(r.url()).origin !== new URL(page.url() === "about:blank" ? r.url() : page.url()).origin && !r.url().startsWith("blob:")) page.complaints.push(`third party: ${r.url()}`);
@@ -24,6 +24,13 @@ export async function visit(browser, { size = "phone", dark = false, language = 
   page.setDefaultTimeout(20_000);
   return page;
 }
+
+// turn goes to another place of the page without loading it anew.
+export const turn = (page, path) =>
+  page.evaluate((p) => {
+    history.pushState(null, "", p);
+    dispatchEvent(new PopStateEvent("popstate"));
+  }, path);
 
 // picture keeps what the page looks like in the folder SHOTS, if there is one.
 export async function picture(page, name) {

@@ -1,15 +1,9 @@
 // A house of five hundred things and as many members: how soon its page is of use, and how soon it shows a change.
 import assert from "node:assert/strict";
-import { createInterface } from "node:readline";
 import { browse, picture, visit } from "./browser.mjs";
+import { lab, tell } from "./lab.mjs";
 
 const [url, things, members] = process.argv.slice(2);
-const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-const lab = async (ask, argument = "") => {
-  console.log(JSON.stringify({ ask, argument }));
-  return JSON.parse((await answers.next()).value);
-};
-const tell = (text) => console.log(JSON.stringify({ tell: text }));
 
 const browser = await browse();
 const page = await visit(browser);

@@ -1,5 +1,5 @@
-// A stand-in for the daemon, for what a lab cannot be brought into at will: it serves the built page and the first message of
-// a house in a state of one's choice. The real daemon is driven by the other scripts here.
+// A stand-in for the daemon, for what a lab cannot be brought into at will: it serves the built page and the messages of a house in
+// states of one's choice. The real daemon is driven by the other scripts here.
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 
@@ -8,8 +8,11 @@ const types = { html: "text/html; charset=utf-8", js: "text/javascript", css: "t
 const csp =
   "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
-// serve answers for one house until it is closed: { page, event } and, for a test that changes it, tell(event).
-export async function serve({ page, event }) {
+// serve answers for one house until it is closed. What it is asked to do is noted in sent, by path, and answered by the deed of that
+// path, if there is one.
+export async function serve({ page, event, deeds = {} }) {
+  const now = { page, event };
+  const sent = {};
   const streams = new Set();
   const say = (name, value) => `event: ${name}\ndata: ${JSON.stringify(value)}\n\n`;
   const json = (res, value, code = 200) => {
@@ -21,40 +24,68 @@ export async function serve({ page, event }) {
     res.writeHead(200, { "Content-Type": types[name.split(".").pop()], "Content-Encoding": "gzip", "Content-Security-Policy": csp });
     res.end(body);
   };
+  const stream = (res, name, first) => {
+    res.writeHead(200, { "Content-Type": "text/event-stream" });
+    for (const value of first) res.write(say(name, value));
+    return res;
+  };
+  const deed = async (req, res, path) => {
+    let body = "";
+    for await (const part of req) body += part;
+    sent[path] = JSON.parse(body);
+    return json(res, deeds[path]?.(sent[path]) ?? answers[path] ?? {});
+  };
   const server = createServer((req, res) => {
     const { pathname } = new URL(req.url, "http://router");
-    if (pathname === "/v1/page") return json(res, page);
+    if (pathname === "/v1/page") return json(res, now.page);
+    if (req.method === "POST") return void deed(req, res, pathname);
     if (pathname === "/v1/events") {
-      res.writeHead(200, { "Content-Type": "text/event-stream" });
-      res.write(say("whole", event));
-      streams.add(res);
+      streams.add(stream(res, "whole", [now.event]));
       return res.on("close", () => streams.delete(res));
     }
-    if (pathname === "/v1/home/invite") return json(res, invite);
-    if (pathname === "/v1/settings") return json(res, settings);
-    if (pathname === "/v1/home/keys") return json(res, keys);
-    if (pathname === "/v1/devices/log") return json(res, { reached: [] });
+    if (pathname === "/v1/logs") return stream(res, "log", lines);
     if (pathname === "/v1/qr") {
       res.writeHead(200, { "Content-Type": "image/svg+xml" });
       return res.end('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M1 1h3v3h-3zM5 5h3v3h-3z"/></svg>');
     }
-    if (pathname.startsWith("/v1/")) return json(res, {});
+    if (pathname.startsWith("/v1/")) return json(res, answers[pathname] ?? {});
     return file(res, pathname.includes(".") ? pathname.slice(1) : "index.html");
   });
-  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  const listen = (port) => new Promise((done) => server.listen(port, "127.0.0.1", done));
+  await listen(0);
+  const { port } = server.address();
+  const cut = () => new Promise((done) => {
+    server.close(done);
+    server.closeAllConnections();
+  });
   return {
-    url: `http://127.0.0.1:${server.address().port}`,
-    tell: (change) => streams.forEach((s) => s.write(say("change", change))),
-    close: () => {
-      server.closeAllConnections();
-      server.close();
+    url: `http://127.0.0.1:${port}`,
+    sent,
+    become: (page) => (now.page = page),
+    // tell says that the house is another now.
+    tell: (event) => {
+      now.event = event;
+      for (const s of streams) s.write(say("whole", event));
     },
+    cut, // nobody reaches it
+    back: () => listen(port),
+    close: cut,
   };
 }
 
-const invite = {
-  url: "https://home.example", key: "hskey-auth-0123456789-abcdefghijklmnop", id: "k1", expires: new Date(Date.now() + 864e5).toISOString(),
-  line: "tailscale up --login-server=https://home.example --auth-key=hskey-auth-0123456789-abcdefghijklmnop", outside: true,
+const soon = new Date(Date.now() + 864e5).toISOString();
+
+// answers are those of a router that is well.
+const answers = {
+  "/v1/home/invite": {
+    url: "https://home.example", key: "hskey-auth-0123456789-abcdefghijklmnop", id: "k1", expires: soon,
+    line: "tailscale up --login-server=https://home.example --auth-key=hskey-auth-0123456789-abcdefghijklmnop", outside: false, missing: ["No port is open to the internet."],
+  },
+  "/v1/settings": { control: "home", hostname: "", interfaces: [], found: ["br-lan"], expose: "chosen", snat: true, offer: false, rows: [], url: "", listen: ":8411" },
+  "/v1/home/keys": [{ id: "k1", user: "me", created: soon, expires: soon, uses: 0, state: "good" }],
+  "/v1/devices/log": { reached: [{ device: "printer", to: "192.168.77.50", who: "phone.mesh.internal", user: "me", from: "100.64.0.2", flows: 7, last: new Date().toISOString() }] },
+  "/v1/netcheck": { udp: true, ipv4: "203.0.113.20:40312", nat: "easy", relays: { home: "8 ms" } },
+  "/v1/ping": { name: "laptop.mesh.internal", addr: "100.64.0.3", path: { kind: "relay", rtt: 41e6 }, relay: "home" },
+  "/v1/exit/test": { what: "router" },
 };
-const settings = { control: "home", hostname: "", interfaces: [], found: ["br-lan"], expose: "chosen", snat: true, offer: false, rows: [], url: "", listen: ":8411" };
-const keys = [{ id: "k1", user: "me", created: new Date().toISOString(), expires: new Date().toISOString(), uses: 0, state: "good" }];
+const lines = ["DEBUG", "INFO", "WARN", "ERROR"].map((level) => ({ time: soon, level, part: "engine", text: "something that the daemon says" }));

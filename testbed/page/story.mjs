@@ -2,26 +2,14 @@
 // The lab, which started this program on a host of the home's LAN, does by the name of it what is not done in a page: see
 // page_browser_test.go.
 import assert from "node:assert/strict";
-import { createInterface } from "node:readline";
-import axe from "axe-core";
 import jsQR from "jsqr";
 import { PNG } from "pngjs";
-import { browse, picture, sizes, visit } from "./browser.mjs";
+import { browse, picture, sizes, turn, visit } from "./browser.mjs";
+import { judge } from "./judge.mjs";
+import { lab, tell } from "./lab.mjs";
 
 const [url, tv, printer] = process.argv.slice(2); // of the page; addresses of two things
 const password = "open sesame, please";
-
-const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-
-// lab asks the test for something and gives its answer.
-async function lab(ask, argument = "") {
-  console.log(JSON.stringify({ ask, argument }));
-  const { value, done } = await answers.next();
-  if (done) throw new Error(`the lab has gone at: ${ask}`);
-  return JSON.parse(value);
-}
-
-const tell = (text) => console.log(JSON.stringify({ tell: text }));
 
 const browser = await browse();
 const page = await visit(browser);
@@ -47,6 +35,7 @@ async function firstRun() {
   await page.goto(url);
   await page.getByRole("heading", { name: "Welcome home" }).waitFor();
   await picture(page, "wizard-1-password");
+  await judge(page, "wizard: password");
   await page.getByLabel("New password").fill(password);
   await page.getByLabel("Once more").fill("something else");
   await page.getByRole("button", { name: "Next" }).click();
@@ -55,6 +44,7 @@ async function firstRun() {
   await page.getByRole("button", { name: "Next" }).click();
   await page.getByRole("heading", { name: "Which mesh?" }).waitFor();
   await picture(page, "wizard-2-mesh");
+  await judge(page, "wizard: mesh");
   await page.getByRole("button", { name: "Join a mesh" }).click();
   await picture(page, "wizard-2-join");
   await page.getByRole("button", { name: "Back" }).click();
@@ -63,11 +53,13 @@ async function firstRun() {
   await page.getByRole("switch").first().waitFor();
   assert.equal(await page.locator('[role="switch"][aria-checked="true"]').count(), 0, "something is shared before it was chosen");
   await picture(page, "wizard-3-share");
+  await judge(page, "wizard: share");
   await page.getByRole("button", { name: "Next" }).click();
   await page.getByRole("button", { name: "Make an invitation" }).click();
   const line = await page.locator(".copy code").first().innerText();
   assert.equal(await decode(page.getByRole("img", { name: /joins a device/ })), line, "what the code says");
   await picture(page, "wizard-4-phone");
+  await judge(page, "wizard: phone");
   await lab("join", line);
   await page.getByRole("button", { name: "To my house" }).click();
   await page.getByText(/^Connected as/).waitFor();
@@ -86,6 +78,7 @@ async function members() {
   await lab("knock", "phone");
   await page.getByRole("heading", { name: "phone wants to join" }).waitFor();
   await picture(page, "home-at-the-door");
+  await judge(page, "somebody at the door");
   await page.getByRole("button", { name: "Let in: phone" }).click();
   await lab("in", "phone");
   await page.getByRole("heading", { name: "phone wants to join" }).waitFor({ state: "detached" });
@@ -109,6 +102,7 @@ async function things() {
   await toggle.click();
   await page.getByRole("dialog").getByLabel("Name").fill("printer");
   await picture(page, "devices-name");
+  await judge(page, "the name of a thing");
   const started = Date.now();
   await page.getByRole("button", { name: "Share it" }).click();
   await page.locator('li.row:has-text("printer") [role="switch"][aria-checked="true"]').waitFor();
@@ -118,11 +112,11 @@ async function things() {
   await lab("open", name);
   tell(`from the switch to the printer's page by its name, on a phone outside: ${Date.now() - started} ms`);
   await picture(page, "device-printer");
+  await judge(page, "a thing");
   await page.getByRole("switch", { name: /^Reachable/ }).click();
   await page.getByText("No member of the mesh can reach it now.").waitFor();
   await lab("shut", name);
-  await page.getByRole("switch", { name: /^Reachable/ }).focus();
-  await page.keyboard.press("Space");
+  await page.keyboard.press("Space"); // the switch has kept the focus
   await page.locator('[role="switch"][aria-checked="true"]').first().waitFor();
   await lab("open", name);
 }
@@ -137,6 +131,7 @@ async function exits() {
     await page.locator(`[role="switch"][aria-checked="true"][aria-label*="${prefix}"]`).waitFor();
   }
   await picture(page, "sharing-member");
+  await judge(page, "a member of our mesh");
   await page.keyboard.press("Escape");
   await page.getByRole("dialog").waitFor({ state: "detached" });
   await go("Devices");
@@ -190,37 +185,23 @@ async function system() {
 
 // everyPage looks at each page in both sizes and both colours, and lets axe judge it: on a phone by day, on a desk by night.
 async function everyPage() {
-  await page.evaluate(axe.source);
   const pages = ["/", "/devices", "/exit", "/sharing", "/system"];
   const looks = [["phone", false], ["desktop", true]];
   for (const [size, dark] of looks) {
     await page.setViewportSize(sizes[size]);
     await page.emulateMedia({ colorScheme: dark ? "dark" : "light" });
     for (const path of pages) {
-      await page.evaluate((p) => history.pushState(null, "", p), path);
-      await page.evaluate(() => dispatchEvent(new PopStateEvent("popstate")));
+      await turn(page, path);
       await page.waitForTimeout(300); // for settings and keys, which some pages ask for
       if (path === "/sharing") await page.getByRole("button", { name: "Make an invitation" }).click();
       if (path === "/sharing") await page.getByRole("img", { name: /joins a device/ }).waitFor();
       await picture(page, `${path.slice(1) || "home"}-${size}${dark ? "-dark" : ""}`);
-      await judge(`${path} ${size} ${dark ? "dark" : "light"}`);
+      const look = `${path} ${size} ${dark ? "dark" : "light"}`;
+      tell(`axe: ${look}: ${await judge(page, look)} minor of any kind`);
     }
   }
   await page.emulateMedia({ colorScheme: "light" });
   await page.setViewportSize(sizes.phone);
-}
-
-async function judge(what) {
-  const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
-  const grave = violations.filter((v) => v.impact === "serious" || v.impact === "critical");
-  assert.deepEqual(grave.map((v) => `${v.id}: ${v.nodes.map((n) => n.target.join(" ")).join(", ")}`), [], `axe: ${what}`);
-  const small = await page.evaluate(() =>
-    [...document.querySelectorAll("button, select, input:not([type=file]), nav a, a.button, a.who, a.tile")]
-      .filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 44)
-      .map((e) => `${e.outerHTML.slice(0, 80)}: ${e.getBoundingClientRect().height}`),
-  );
-  assert.deepEqual(small, [], `${what}: too small for a finger`);
-  tell(`axe: ${what}: ${violations.length} minor of any kind`);
 }
 
 // restart: the page says so at once when it has lost the router, shows nothing as well that it does not know, and shows the truth
@@ -238,10 +219,12 @@ async function restart() {
   await go("Home");
   await page.getByText(/^As of /).first().waitFor();
   await picture(page, "home-no-contact");
+  await judge(page, "no contact");
   const back = Date.now();
   await lab("start");
   await page.getByRole("heading", { name: "Log in" }).waitFor();
   await picture(page, "login");
+  await judge(page, "login");
   await page.getByLabel("Password").fill("wrong " + password);
   await page.getByRole("button", { name: "Log in" }).click();
   await page.getByRole("alert").waitFor();
