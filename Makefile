@@ -29,8 +29,7 @@ build: webui
 webui:
 	webui/build.sh
 
-test: provision build peers guests lint unit mips
-	testbed/routers.sh testbed/lab.sh
+test: provision build peers lint unit mips lab
 
 # Programs of the system that the tests use.
 provision:
@@ -60,7 +59,8 @@ guests: webui
 	testbed/qemu/build.sh
 	testbed/guests.sh bin/guests "$(LDFLAGS)" $(GCFLAGS)
 
-# The daemon in routers of four kinds, with the kernel's WireGuard, among strangers outside.
+# The daemon in routers of four kinds, with the kernel's WireGuard, among strangers outside. Ten minutes, and not yet a part of
+# `make test`: beside the lab, on two cores, an emulated router has lost packets for which no cause is known yet.
 test-qemu: build peers guests
 	testbed/routers.sh
 

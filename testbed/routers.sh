@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
-# The daemon in emulated routers, with their kernels' WireGuard, among strangers outside. Each is a core's work: the long test
-# of an amd64 router runs beside those of small ones, or one after another beside a COMMAND, which has to succeed, too. What a
-# group printed comes whole when it has ended.
-# usage: routers.sh [COMMAND...]
+# The daemon in emulated routers, with their kernels' WireGuard, among strangers outside: the long test of an amd64 router
+# beside those of small ones, since two guests are what two cores bear. What a group printed comes whole when it has ended.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,8 +9,7 @@ trap 'rm -rf "$tmp"' EXIT
 go test -c -o "$tmp/netns.test" ./testbed/netns
 go build -o "$tmp/guest" ./testbed/qemu/run
 CGO_ENABLED=0 go test -c -o "$tmp/tunnel.test" ./subnetd/host/tunnel
-cp bin/subnetd "$tmp/subnetd" # what runs beside may make another
-export SUBNETD_BIN=$tmp/subnetd SUBNETD_GUESTS=$PWD/bin/guests
+export SUBNETD_BIN=$PWD/bin/subnetd SUBNETD_GUESTS=$PWD/bin/guests
 
 # group NAME COMMAND...: runs a group; its output goes to a file.
 group() {
@@ -38,14 +35,8 @@ small() {
 	group small lab -test.run '^TestGuest' -test.skip '^TestGuestRouter$'
 }
 
-if [ $# -gt 0 ]; then
-	group policy lab -test.run '^TestGuestRouter$/^(EnginesAlike|Policy)$' # within a second: alone
-	{ "$@" || touch "$tmp/failed"; } &
-	group router lab -test.run '^TestGuestRouter$' -test.skip '^TestGuestRouter$/^Policy$'
-	small
-else
-	small &
-	group router lab -test.run '^TestGuestRouter$'
-fi
+group policy lab -test.run '^TestGuestRouter$/^(EnginesAlike|Policy)$' # within a second: alone
+small &
+group router lab -test.run '^TestGuestRouter$' -test.skip '^TestGuestRouter$/^Policy$'
 wait
 [ ! -e "$tmp/failed" ]
