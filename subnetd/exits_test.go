@@ -67,9 +67,24 @@ func startExits(t *testing.T) (*exitWorld, *exits) {
 
 func (w *exitWorld) state(k key.NodePublic) exit.State {
 	synctest.Wait()
+	return w.toldNow(k)
+}
+
+// toldNow is what the engine knows already.
+func (w *exitWorld) toldNow(k key.NodePublic) exit.State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.told[k].State
+}
+
+// asks is how many questions there were since the last call.
+func (w *exitWorld) asks() int {
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := w.asked
+	w.asked = 0
+	return n
 }
 
 func (w *exitWorld) set(what map[key.NodePublic]bool, k key.NodePublic, to bool) {
@@ -123,32 +138,31 @@ func TestExitsNews(t *testing.T) {
 		w.set(w.silent, far, true)
 		x.setUses([]exit.Use{{Exits: []key.NodePublic{far}}})
 		x.settle(t.Context())
-		if s := w.told[far].State; s != exit.Dead {
+		if s := w.toldNow(far); s != exit.Dead {
 			t.Errorf("told: %v", s)
 		}
 		x.setUses(nil)
 		x.settle(t.Context())
 		w.set(w.silent, far, false)
 		time.Sleep(time.Minute)
-		w.asked = 0
+		w.asks()
 		x.setNetmap(&mesh.Netmap{Peers: []mesh.Node{{Key: far, Online: &on}, {Key: key.NewNode().Public()}}})
 		x.setUses([]exit.Use{{Exits: []key.NodePublic{far}}})
 		at := netip.MustParseAddrPort("198.51.100.7:41641")
 		direct := map[key.NodePublic]mesh.Path{far: {Kind: mesh.PathDirect, Addr: at}}
 		time.Sleep(time.Hour)
-		if w.state(far); w.asked != 0 {
-			t.Fatalf("asked %d times for nothing", w.asked)
+		if n := w.asks(); n != 0 {
+			t.Fatalf("asked %d times for nothing", n)
 		}
 		x.pathsChanged(direct, nil)
-		synctest.Wait()
-		if w.told[far].At != at.Addr() || w.asked != 1 {
-			t.Errorf("%+v, asked %d times", w.told, w.asked)
+		if n := w.asks(); w.told[far].At != at.Addr() || n != 1 {
+			t.Errorf("%+v, asked %d times", w.told, n)
 		}
 		idle := map[key.NodePublic]mesh.Path{far: {Kind: mesh.PathDirect, Addr: at, Relay: 1, Reason: "idle"}}
 		x.pathsChanged(idle, direct)
 		time.Sleep(time.Minute)
-		if w.state(far); w.asked != 1 {
-			t.Errorf("asked %d times because it is idle", w.asked)
+		if n := w.asks(); n != 0 {
+			t.Errorf("asked %d times because it is idle", n)
 		}
 		w.set(w.silent, far, true)
 		x.setNetmap(&mesh.Netmap{Peers: []mesh.Node{{Key: far, Online: &off}}})
