@@ -112,6 +112,7 @@ func TestCacheWrites(t *testing.T) {
 			t.Errorf("a coordinator that cannot decide: %d writes in 200 s", n)
 		}
 		time.Sleep(decideEvery)
+		synctest.Wait()
 		if got := r.c.load("c"); got.Filter[0].Protos[0] != 202 {
 			t.Errorf("its last word is not on disk: %+v", got.Filter)
 		}
