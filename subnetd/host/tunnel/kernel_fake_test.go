@@ -31,6 +31,13 @@ type fakeKernel struct {
 	note  func(string)      // told of what is done to which interface; nil: nobody
 }
 
+// noting has what is done from now on told to note, under f.mu.
+func (f *fakeKernel) noting(note func(string)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.note = note
+}
+
 func (f *fakeKernel) tell(format string, args ...any) {
 	if f.note != nil {
 		f.note(fmt.Sprintf(format, args...))

@@ -99,13 +99,15 @@ func TestKernelsMove(t *testing.T) {
 		set := func(want host.Tunnel, steps ...string) {
 			t.Helper()
 			var done []string
-			f.note = func(s string) { done = append(done, s) }
-			d.note = f.note
+			note := func(s string) { done = append(done, s) }
+			f.noting(note)
+			d.note = note
 			if err := k.Set(t.Context(), want); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Wait()
-			f.note, d.note = nil, nil
+			f.noting(nil)
+			d.note = nil
 			if i := slices.IndexFunc(done, func(s string) bool { return strings.Contains(s, "nudges") }); i >= 0 {
 				slices.Sort(done[i:]) // each by its own interface's goroutine
 			}
@@ -194,10 +196,10 @@ func TestKernelsPeers(t *testing.T) {
 		}
 		pin(direct2)
 		var done []string
-		f.note = func(s string) { done = append(done, s) }
+		f.noting(func(s string) { done = append(done, s) })
 		k.Kick(p)
 		synctest.Wait()
-		f.note = nil
+		f.noting(nil)
 		if want := []string{exit.Name + " nudges " + p.ShortString()}; !slices.Equal(done, want) {
 			t.Errorf("kicked: %q, want %q", done, want)
 		}
