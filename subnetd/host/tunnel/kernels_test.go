@@ -204,12 +204,11 @@ func TestKernelsPeers(t *testing.T) {
 			t.Errorf("kicked: %q, want %q", done, want)
 		}
 
-		time.Sleep(time.Minute) // both were looked at
+		pass(time.Minute) // both were looked at
 		d.told()
 		f.hearOn(exit.Name, p, direct1, 100, 10)
 		f.counts()
-		time.Sleep(pollEvery)
-		synctest.Wait()
+		pass(pollEvery)
 		if _, dumps, _ := f.counts(); dumps != 1 {
 			t.Errorf("%d dumps as one interface has news", dumps)
 		}
@@ -222,9 +221,9 @@ func TestKernelsPeers(t *testing.T) {
 		}
 		set(all)
 		pin(loopback(p))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		f.counts()
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if looks, dumps, sets := f.counts(); looks+dumps+sets != 0 {
 			t.Errorf("with no direct path: %d looks, %d dumps, %d messages", looks, dumps, sets)
 		}
