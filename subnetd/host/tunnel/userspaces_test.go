@@ -266,12 +266,7 @@ func TestUserspacesClean(t *testing.T) {
 		h.Kick(h.all.Peers[0].Key)
 		h.choose(t)
 	}
-	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before && time.Now().Before(deadline); {
-		runtime.Gosched()
-	}
-	if n := runtime.NumGoroutine(); n > before {
-		t.Errorf("%d goroutines, %d before", n, before)
-	}
+	until(t, "the end of all their goroutines", func() bool { return runtime.NumGoroutine() <= before })
 	if len(h.all.Peers) != len(h.Stats()) || h.trunk.branches.Load() != nil || len(h.exits) != 0 {
 		t.Errorf("left: %v", h.exits)
 	}
