@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -29,11 +30,11 @@ type stranger struct {
 
 func newStranger(t *testing.T, answer func(q []byte, tcp bool) [][]byte) *stranger {
 	t.Helper()
-	pc, err := net.ListenPacket("udp4", "127.0.0.2:0")
+	s := &stranger{at: nobodys()}
+	pc, err := net.ListenPacket("udp4", s.at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stranger{at: pc.LocalAddr().(*net.UDPAddr).AddrPort()}
 	ln, err := net.Listen("tcp4", s.at.String())
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +115,7 @@ func started(t *testing.T, set Settings) (*Server, <-chan string) {
 		Trouble: func(text string) { listening <- text },
 	})
 	if set.Listen == nil {
-		set.Listen = []netip.AddrPort{free(t, "127.0.0.1")}
+		set.Listen = []netip.AddrPort{nobodys()}
 	}
 	s.Set(set)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -138,15 +139,11 @@ func started(t *testing.T, set Settings) (*Server, <-chan string) {
 	}
 }
 
-// free is an address with a port that is free for UDP and TCP.
-func free(t *testing.T, a string) netip.AddrPort {
-	t.Helper()
-	ln, err := net.Listen("tcp", net.JoinHostPort(a, "0"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).AddrPort()
+// nobodys is one of this machine's sixteen million own addresses, and a port below those that the kernel gives to whoever
+// asks for any: one that was free a moment ago may be another test's by now.
+func nobodys() netip.AddrPort {
+	n := rand.Uint32()
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, byte(1 + n>>16%254), byte(n >> 8), byte(1 + n%254)}), 20053)
 }
 
 // dialed sends msg from that local address and gives the answer, nil after a while.
@@ -397,9 +394,11 @@ func TestConnectionsBounded(t *testing.T) {
 // TestListen follows addresses that come and go: one is bound before it is there,
 // one that another program has is told of and taken when it is free.
 func TestListen(t *testing.T) {
-	a, b := free(t, "127.0.0.1"), free(t, "127.0.0.3")
-	yet := netip.AddrPortFrom(addr("192.0.2.77"), a.Port()) // nobody's
-	yet6 := netip.AddrPortFrom(addr("2001:db8::77"), a.Port())
+	a, b := nobodys(), nobodys()
+	own := a.Addr().As4()
+	own[0] = 10
+	yet := netip.AddrPortFrom(netip.AddrFrom4(own), a.Port()) // not this machine's
+	yet6 := netip.AddrPortFrom(netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 13: own[1], 14: own[2], 15: own[3]}), a.Port())
 	s, told := started(t, Settings{Listen: []netip.AddrPort{a, yet, yet6}})
 	q := ask("localhost.", dnsmessage.TypeA)
 	if got := exchanged(t, "udp", "", a, q); got == nil {

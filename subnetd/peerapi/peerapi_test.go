@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -61,14 +62,18 @@ type rig struct {
 	taken chan uint16
 }
 
+// nobodys is one of this machine's sixteen million own addresses, and a port below those that the kernel gives to whoever
+// asks for any: one that was free a moment ago may be another test's by now.
+func nobodys() netip.AddrPort {
+	n := rand.Uint32()
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, byte(1 + n>>16%254), byte(n >> 8), byte(1 + n%254)}), 20054)
+}
+
 func newRig(t *testing.T, change func(*Settings)) *rig {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := ln.Addr().(*net.TCPAddr).AddrPort()
-	ln.Close()
+	at := nobodys()
+	own := at.Addr().As4()
+	own[0] = 10
 	r := &rig{t: t, at: at, asked: make(chan string, 100), taken: make(chan uint16, 10)}
 	r.s = New(Config{
 		Ask: func(_ context.Context, msg []byte, from netip.Addr) []byte {
@@ -81,7 +86,7 @@ func newRig(t *testing.T, change func(*Settings)) *rig {
 		Taken: func(p uint16) { r.taken <- p }, Log: slog.New(slog.DiscardHandler),
 	})
 	set := Settings{
-		Port: at.Port(), Own: []netip.Addr{addr("192.0.2.9"), at.Addr()}, Exit: true, // the first is yet to come
+		Port: at.Port(), Own: []netip.Addr{netip.AddrFrom4(own), at.Addr()}, Exit: true, // the first is yet to come
 		Peers: []mesh.Node{{Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}}, {Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}},
 		Rules: []mesh.Rule{rule("127.0.0.2", "0.0.0.0", "255.255.255.255", mesh.PortRange{Last: 65535})},
 	}
@@ -195,13 +200,15 @@ func TestNoExit(t *testing.T) {
 
 // TestTaken: a port that another program has is given up.
 func TestTaken(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	taken := ln.Addr().(*net.TCPAddr).AddrPort().Port()
-	r := newRig(t, func(s *Settings) { s.Port = taken })
+	const taken = 20055
+	r := newRig(t, func(s *Settings) {
+		s.Port = taken
+		ln, err := net.Listen("tcp", netip.AddrPortFrom(s.Own[1], taken).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ln.Close() })
+	})
 	if got := <-r.taken; got != taken {
 		t.Errorf("told of %d, want %d", got, taken)
 	}
