@@ -22,6 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const sometime = 30 * time.Second // is enough for what has to happen, on any machine
+
 // stranger is a resolver that answers with what its function makes of a question.
 type stranger struct {
 	at       netip.AddrPort
@@ -127,7 +129,7 @@ func started(t *testing.T, set Settings) (*Server, <-chan string) {
 			t.Error(err)
 		}
 	})
-	for deadline := time.Now().Add(5 * time.Second); ; {
+	for deadline := time.Now().Add(sometime); ; time.Sleep(time.Millisecond) {
 		c, err := net.Dial("tcp", set.Listen[0].String())
 		if err == nil {
 			c.Close()
@@ -146,10 +148,10 @@ func nobodys() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, byte(1 + n>>16%254), byte(n >> 8), byte(1 + n%254)}), 20053)
 }
 
-// dialed sends msg from that local address and gives the answer, nil after a while.
+// exchanged sends msg from that local address and gives the answer, nil after a while.
 func exchanged(t *testing.T, network, local string, at netip.AddrPort, msg []byte) []byte {
 	t.Helper()
-	d := net.Dialer{Timeout: 5 * time.Second}
+	d := net.Dialer{Timeout: sometime}
 	if local != "" {
 		if network == "udp" {
 			d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr(local), 0))
@@ -171,7 +173,7 @@ func exchanged(t *testing.T, network, local string, at netip.AddrPort, msg []byt
 		return out
 	}
 	_, _ = c.Write(msg)
-	_ = c.SetReadDeadline(time.Now().Add(6 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(sometime))
 	buf := make([]byte, 65536)
 	n, err := c.Read(buf)
 	if err != nil {

@@ -52,6 +52,8 @@ func TestMayLeave(t *testing.T) {
 	}
 }
 
+const sometime = 30 * time.Second // is enough for what has to happen, on any machine
+
 // rig is a Server on loopback addresses, of which 127.0.0.2 is a member that may
 // leave and 127.0.0.3 one that may not.
 type rig struct {
@@ -121,7 +123,7 @@ func (r *rig) do(from, method, path, body string, header ...string) string {
 			req.Host = header[i+1]
 		}
 	}
-	res, err := (&http.Client{Transport: tr, Timeout: 5 * time.Second}).Do(req)
+	res, err := (&http.Client{Transport: tr, Timeout: sometime}).Do(req)
 	if err != nil {
 		return "refused"
 	}
@@ -136,7 +138,7 @@ func (r *rig) do(from, method, path, body string, header ...string) string {
 // up waits until the server listens.
 func (r *rig) up() {
 	r.t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); ; {
+	for deadline := time.Now().Add(sometime); ; time.Sleep(time.Millisecond) {
 		c, err := net.Dial("tcp", r.at.String())
 		if err == nil {
 			c.Close()
@@ -218,7 +220,7 @@ func TestTaken(t *testing.T) {
 	r.up()
 	set.Own = nil
 	r.s.Set(set)
-	for deadline := time.Now().Add(5 * time.Second); ; {
+	for deadline := time.Now().Add(sometime); ; time.Sleep(time.Millisecond) {
 		c, err := net.Dial("tcp", r.at.String())
 		if err != nil {
 			break
@@ -242,7 +244,7 @@ func TestConnectionsBounded(t *testing.T) {
 		}
 		defer c.Close()
 		_, _ = c.Write([]byte("GET / HTTP/1.1\r\nHost: peer\r\n\r\n"))
-		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(sometime))
 		if n, _ := c.Read(make([]byte, 100)); n > 0 {
 			served++
 			open = append(open, c)
@@ -257,7 +259,7 @@ func TestConnectionsBounded(t *testing.T) {
 	for _, c := range slices.Backward(open) {
 		c.Close()
 	}
-	for deadline := time.Now().Add(5 * time.Second); r.do("127.0.0.2", "GET", "/", "") != ""; {
+	for deadline := time.Now().Add(sometime); r.do("127.0.0.2", "GET", "/", "") != ""; {
 		if time.Now().After(deadline) {
 			t.Fatal("the connections that ended still count")
 		}
