@@ -422,3 +422,35 @@ func TestRules(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// TestCounters: a datagram that one end of a wire sends is received by the other, and
+// counted with all its headers.
+func TestCounters(t *testing.T) {
+	build(t)
+	run(t, "ip link set wan0 arp off")
+	run(t, "ip link set wan1 arp off")
+	names := []string{"wan0", "wan1", "none"}
+	before, err := Counters(names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("udp4", "203.0.113.77:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const size, headers = 1000, 14 + 20 + 8
+	for range 5 {
+		if _, err := c.Write(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after, err := Counters(names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent, came := after["wan0"].Tx-before["wan0"].Tx, after["wan1"].Rx-before["wan1"].Rx
+	if want := uint64(5 * (size + headers)); len(after) != 2 || sent != want || came != want {
+		t.Errorf("%d bytes sent, %d received, want %d of each; %v", sent, came, want, after)
+	}
+}
