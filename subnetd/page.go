@@ -14,6 +14,7 @@ import (
 	"subnetd/subnetd/config"
 	"subnetd/subnetd/coord"
 	"subnetd/subnetd/host"
+	"subnetd/subnetd/host/watch"
 	"subnetd/subnetd/mesh"
 	"subnetd/subnetd/plan"
 	"subnetd/subnetd/status"
@@ -24,7 +25,7 @@ import (
 // newPage gives the page, which is nowhere before the first plan.
 func (d *daemon) newPage() (*web.Server, error) {
 	return web.New(web.Config{
-		Funcs: d.funcs(), Files: webui.Files(), Store: d.dir, Member: d.memberAt, Rest: d.pageRest, Ring: d.ring,
+		Funcs: d.funcs(), Files: webui.Files(), Store: d.dir, Member: d.memberAt, Rest: d.pageRest, Traffic: d.traffic, Ring: d.ring,
 		Version: version, Now: time.Now, Random: rand.Reader, Log: d.logger("page"),
 		Trouble: func(text string) {
 			if text != "" {
@@ -44,6 +45,24 @@ func (d *daemon) pageRest() web.Rest {
 		r.Nodes, r.House.Home, r.House.Pending = all.Nodes, true, all.Pending
 	}
 	return r
+}
+
+// traffic is what the tunnels' interfaces have carried, as the kernel counts it.
+func (d *daemon) traffic() map[string]status.TrafficPoint {
+	t := d.engine.Plan().Host.Tunnel
+	names := []string{t.Name}
+	for _, x := range t.Exits {
+		names = append(names, x.Name)
+	}
+	counters, err := watch.Counters(names)
+	if err != nil {
+		d.logger("page").Debug("traffic", "err", err)
+	}
+	all := make(map[string]status.TrafficPoint, len(counters))
+	for name, c := range counters {
+		all[name] = status.TrafficPoint{Rx: c.Rx, Tx: c.Tx}
+	}
+	return all
 }
 
 func (d *daemon) memberAt(a netip.Addr) (web.Member, bool) {

@@ -233,7 +233,7 @@ func TestPace(t *testing.T) {
 		r := bareServer(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go r.hub.run(ctx)
+		go r.Run(ctx)
 		time.Sleep(time.Hour)
 		if n := r.house.asked.Load(); n != 0 {
 			t.Errorf("asked %d times while nobody looks", n)
@@ -294,7 +294,7 @@ func bareServer(t *testing.T) *rig {
 	r := &rig{t: t, house: newHouse(), store: &memory{}}
 	var err error
 	r.Server, err = New(Config{
-		Funcs: r.house.funcs(), Store: r.store, Rest: r.house.others, Ring: NewRing(), Random: bytes.NewReader(make([]byte, 1024)),
+		Funcs: r.house.funcs(), Store: r.store, Rest: r.house.others, Traffic: noTraffic, Ring: NewRing(), Random: bytes.NewReader(make([]byte, 1024)),
 		Now: time.Now, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -478,21 +478,22 @@ func TestLogs(t *testing.T) {
 func TestTraffic(t *testing.T) {
 	var tr traffic
 	now := time.Unix(1e9, 0)
-	look := func(peers ...status.Peer) {
+	type counters = map[string]status.TrafficPoint
+	look := func(c counters) {
 		now = now.Add(time.Minute)
-		tr.add(now, status.Snapshot{Peers: peers})
+		tr.add(now, c)
 	}
-	look(status.Peer{Name: "a", Rx: 1000, Tx: 2000})                                  // of any time before
-	look(status.Peer{Name: "a", Rx: 1500, Tx: 2001})                                  // 500, 1
-	look(status.Peer{Name: "a", Rx: 1500, Tx: 2001}, status.Peer{Name: "b", Rx: 1e9}) // b is new
-	look(status.Peer{Name: "a", Rx: 7, Tx: 9}, status.Peer{Name: "b", Rx: 1e9 + 3})   // a began anew
-	look()
+	look(counters{"a": {Rx: 1000, Tx: 2000}})                 // of any time before
+	look(counters{"a": {Rx: 1500, Tx: 2001}})                 // 500, 1
+	look(counters{"a": {Rx: 1500, Tx: 2001}, "b": {Rx: 1e9}}) // b is new
+	look(counters{"a": {Rx: 7, Tx: 9}, "b": {Rx: 1e9 + 3}})   // a was made anew
+	look(counters{})
 	want := []status.TrafficPoint{{Rx: 500, Tx: 1}, {}, {Rx: 10, Tx: 9}, {}}
 	if d := cmp.Diff(status.Traffic{Seconds: 60, Until: now, Points: want}, tr.now()); d != "" {
 		t.Error(d)
 	}
 	for range 100 {
-		look()
+		look(counters{})
 	}
 	if n := len(tr.now().Points); n != mostPoints {
 		t.Errorf("%d points", n)

@@ -72,6 +72,9 @@ type house struct {
 	asked   atomic.Int32 // Status or Rest
 }
 
+// noTraffic is the counters of no tunnel.
+func noTraffic() map[string]status.TrafficPoint { return nil }
+
 func newHouse() *house { return &house{changed: make(chan struct{})} }
 
 func (h *house) change(f func(*status.Snapshot, *Rest)) {
@@ -157,7 +160,7 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 	r.members.Store(owner, Member{Name: "phone.mesh.internal", User: "home", Owner: true})
 	r.members.Store(friend, Member{Name: "tablet.mesh.internal", User: "anna"})
 	cfg := Config{
-		Funcs: r.house.funcs(), Store: r.store, Rest: r.house.others, Ring: NewRing(), Version: "1", Random: rand.Reader,
+		Funcs: r.house.funcs(), Store: r.store, Rest: r.house.others, Traffic: noTraffic, Ring: NewRing(), Version: "1", Random: rand.Reader,
 		Files: fstest.MapFS{}, Now: func() time.Time { return began.Add(time.Duration(r.clock.Load())) },
 		Member: func(a netip.Addr) (Member, bool) {
 			m, ok := r.members.Load(a)

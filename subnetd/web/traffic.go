@@ -13,18 +13,18 @@ const (
 	mostPoints  = 60
 )
 
-// traffic is the bytes of each minute of the last hour, all peers together.
+// traffic is the bytes of each minute of the last hour, all tunnels together.
 type traffic struct {
 	mu     sync.Mutex // guards all below
 	until  time.Time
 	points []status.TrafficPoint
-	seen   map[string]status.TrafficPoint // counters of each peer, by name
+	seen   map[string]status.TrafficPoint // counters of each interface, by name
 }
 
 func (t *traffic) reset(now time.Time) { t.until = now }
 
 // run looks once a minute until ctx ends.
-func (t *traffic) run(ctx context.Context, look func() status.Snapshot, now func() time.Time, changed func()) {
+func (t *traffic) run(ctx context.Context, look func() map[string]status.TrafficPoint, now func() time.Time, changed func()) {
 	tick := time.NewTicker(trafficStep)
 	defer tick.Stop()
 	t.add(now(), look())
@@ -40,18 +40,15 @@ func (t *traffic) run(ctx context.Context, look func() status.Snapshot, now func
 }
 
 // add takes the counters of a moment. A counter that is smaller than it was began anew.
-// What a peer had when it is first seen may be of any time before, and does not count;
-// the first look makes no point.
-func (t *traffic) add(now time.Time, s status.Snapshot) {
+// What an interface had when it is first seen may be of any time before, and does not
+// count; the first look makes no point.
+func (t *traffic) add(now time.Time, seen map[string]status.TrafficPoint) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	first := t.seen == nil
-	seen := make(map[string]status.TrafficPoint, len(s.Peers))
 	var sum status.TrafficPoint
-	for _, p := range s.Peers {
-		is := status.TrafficPoint{Rx: p.Rx, Tx: p.Tx}
-		seen[p.Name] = is
-		if was, known := t.seen[p.Name]; known {
+	for name, is := range seen {
+		if was, known := t.seen[name]; known {
 			sum.Rx, sum.Tx = sum.Rx+grown(was.Rx, is.Rx), sum.Tx+grown(was.Tx, is.Tx)
 		}
 	}

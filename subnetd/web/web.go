@@ -52,7 +52,10 @@ type Config struct {
 	Login func(ctx context.Context, user, password string) error
 	// Rest is what Events show beside the snapshot. Whoever knows that it changed
 	// calls Look.
-	Rest    func() Rest
+	Rest func() Rest
+	// Traffic is what the tunnels' interfaces have carried since they were made, by
+	// their names. It is asked once a minute, whoever looks: it must cost next to nothing.
+	Traffic func() map[string]status.TrafficPoint
 	Ring    *Ring
 	Version string
 	Now     func() time.Time
@@ -160,7 +163,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	parts.Go(func() { s.hub.run(ctx) })
-	parts.Go(func() { s.traffic.run(ctx, s.cfg.Funcs.Status, s.cfg.Now, s.Look) })
+	parts.Go(func() { s.traffic.run(ctx, s.cfg.Traffic, s.cfg.Now, s.Look) })
 	return s.serve(ctx)
 }
 
