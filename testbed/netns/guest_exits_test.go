@@ -170,10 +170,12 @@ func TestGuestExits(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
+	hide(t, s.hs, s.home.Router)
 	s.daemon.Kill9()
 	s.wantOut(t, easy)
 	s.daemon.Start()
-	t.Logf("the daemon was away for %v", time.Since(began).Round(time.Millisecond))
+	away := time.Since(began)
+	t.Logf("the daemon was away for %v", away.Round(time.Millisecond))
 	wantPhase(t, s.daemon, "joined")
 	netns.Eventually(t, 20*time.Second, "the daemon has heard of the exit itself", func() error {
 		p, err := peerStatus(s.daemon, easy.Host.Name)
@@ -212,6 +214,6 @@ func TestGuestExits(t *testing.T) {
 		t.Errorf("packets left from an exit's port: %s (%v)", out, err)
 	}
 	wantWhole(t, down)
-	wantWhole(t, up)
+	wantWholeUnless(t, up, away)
 	phone.wantSteady(t)
 }
