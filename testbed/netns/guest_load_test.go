@@ -97,7 +97,7 @@ func uptime(t *testing.T, h *netns.Host) float64 {
 // wantSteadyMemory prints the daemon's memory idle and under load, on a direct path and by the relay, and wants no growth.
 func wantSteadyMemory(t *testing.T, s *scene) {
 	t.Helper()
-	seconds := 20 // for each direction of each path
+	seconds := 10 // for each direction of each path
 	if long() {
 		seconds = 150
 	}
@@ -150,7 +150,7 @@ func between(samples []float64) string {
 func wantNoGrowth(t *testing.T, what string, samples []float64) {
 	t.Helper()
 	n := len(samples)
-	if n < 12 {
+	if n < 6 {
 		t.Errorf("%s: only %d looks at the memory", what, n)
 		return
 	}

@@ -55,7 +55,7 @@ func wantManyPeers(t *testing.T, s *guestScene) {
 		return err
 	})
 	t.Logf("the kernel has %d peers after %v, %.1f s of them CPU", manyPeers, time.Since(start).Round(time.Millisecond), d.CPUSeconds())
-	cost(t, d, fmt.Sprintf("%d peers, none active", manyPeers), 20*time.Second)
+	cost(t, d, fmt.Sprintf("%d peers, none active", manyPeers), 10*time.Second)
 
 	m, err := d.StatusJSON()
 	if err != nil {
@@ -71,7 +71,7 @@ func wantManyPeers(t *testing.T, s *guestScene) {
 	}
 	defer func() { close(stop); chats.Wait() }()
 	netns.Eventually(t, 60*time.Second, "all active peers are direct", func() error { return activeDirect(h, members[:activePeers]) })
-	cost(t, d, fmt.Sprintf("%d peers, %d active", manyPeers, activePeers), 30*time.Second)
+	cost(t, d, fmt.Sprintf("%d peers, %d active", manyPeers, activePeers), 20*time.Second)
 	if err := activeDirect(h, members[:activePeers]); err != nil {
 		t.Error(err)
 	}

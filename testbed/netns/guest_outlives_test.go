@@ -171,7 +171,7 @@ func wantOutlivesDaemon(t *testing.T, h *homes) {
 	counted := make(chan loss, 1)
 	go func() {
 		var c loss
-		span := 100 * time.Second
+		span := 60 * time.Second
 		if long() {
 			span = dead + 30*time.Second
 		}

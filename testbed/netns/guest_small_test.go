@@ -29,7 +29,7 @@ func TestGuestARM(t *testing.T) {
 // beginSmall joins and lets phone and LAN fetch from each other; less than a real router would in the same time.
 func beginSmall(t *testing.T, s *guestScene) {
 	t.Helper()
-	size := int64(20_000_000)
+	size := int64(8_000_000)
 	if long() {
 		size = 200_000_000
 	}

@@ -63,11 +63,11 @@ func TestTwoHomes(t *testing.T) {
 	for _, home := range []*netns.Home{h.north, h.south} {
 		home.Router.IP("link set wan0 mtu 1492") // as over PPPoE
 	}
-	wantTwoHomes(t, h)
+	wantTwoHomes(t, h, 20_000_000)
 }
 
-// wantTwoHomes kills Headscale for good.
-func wantTwoHomes(t *testing.T, h *homes) {
+// wantTwoHomes fetches so many bytes by each family, and kills Headscale for good.
+func wantTwoHomes(t *testing.T, h *homes, size int64) {
 	t.Helper()
 	for _, d := range []*netns.Subnetd{h.northD, h.southD} {
 		wantApproved(t, d)
@@ -78,7 +78,6 @@ func wantTwoHomes(t *testing.T, h *homes) {
 			wantSender(t, w.from, w.to, a)
 		}
 	}
-	const size = 20_000_000
 	h.south.LAN.ServePayload("[::]:80", 3, size)
 	for _, a := range []netip.Addr{h.south.LAN.Addr4, h.south.LAN.Addr6} {
 		wantPayload(t, h.north.LAN, "http://"+netip.AddrPortFrom(a, 80).String()+"/", 3, size)
