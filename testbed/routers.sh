@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The daemon in emulated routers, with their kernels' WireGuard, among strangers outside: the long test of an amd64 router
-# beside those of small ones, since two guests are what two cores bear. What a group printed comes whole when it has ended.
+# The daemon in emulated routers, with their kernels' WireGuard, among strangers outside: the long test of an amd64 router,
+# and those of small ones. What a group printed comes whole when it has ended. bin/guests is built before.
+# usage: routers.sh [router|small]   without a word: both, one after the other
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -9,6 +10,8 @@ trap 'rm -rf "$tmp"' EXIT
 go test -c -o "$tmp/netns.test" ./testbed/netns
 go build -o "$tmp/guest" ./testbed/qemu/run
 CGO_ENABLED=0 go test -c -o "$tmp/tunnel.test" ./subnetd/host/tunnel
+limit=20m
+[ -z "${SUBNETD_LONG:-}" ] || limit=90m
 export SUBNETD_BIN=$PWD/bin/subnetd SUBNETD_GUESTS=$PWD/bin/guests
 
 # group NAME COMMAND...: runs a group; its output goes to a file.
@@ -23,20 +26,21 @@ group() {
 
 lab() (
 	cd testbed/netns
-	exec "$tmp/netns.test" -test.v -test.timeout 20m "$@"
+	exec "$tmp/netns.test" -test.v -test.timeout "$limit" "$@"
 )
 
 engine() {
 	SUBNETD_TEST_KERNEL_WG=1 "$tmp/guest" -- "$tmp/tunnel.test" -test.v -test.run RealKernel
 }
 
-small() {
+row=${1:-}
+case $row in
+router | small | "") ;;
+*) echo "usage: ${0##*/} [router|small]" >&2 && exit 2 ;;
+esac
+if [ "$row" != small ]; then group router lab -test.run '^TestGuestRouter$'; fi
+if [ "$row" != router ]; then
 	group engine engine
 	group small lab -test.run '^TestGuest' -test.skip '^TestGuestRouter$'
-}
-
-group policy lab -test.run '^TestGuestRouter$/^(EnginesAlike|Policy)$' # within a second: alone
-small &
-group router lab -test.run '^TestGuestRouter$' -test.skip '^TestGuestRouter$/^Policy$'
-wait
+fi
 [ ! -e "$tmp/failed" ]
