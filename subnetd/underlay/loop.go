@@ -24,6 +24,11 @@ const (
 	stunFull    = 5 * time.Minute  // all regions are measured that often
 	activeAfter = 45 * time.Second // a mesh without traffic for so long is idle
 	peerAddrs   = 32               // addresses remembered per peer
+
+	// Whoever hears of a path looks at all of them, of which a thousand may change one
+	// by one: he rests for so many times as long as that took, but not for long.
+	pathRest = 10
+	mostRest = 250 * time.Millisecond
 )
 
 // loop is the state of Run's goroutine.
@@ -93,7 +98,9 @@ func (u *Underlay) notifyLoop(ctx context.Context) {
 			}
 		case <-u.pathSignal:
 			if u.cfg.OnPath != nil {
+				began := time.Now()
 				u.cfg.OnPath()
+				pause(ctx, min(pathRest*time.Since(began), mostRest))
 			}
 		case <-ctx.Done():
 			return
