@@ -53,6 +53,7 @@ type Config struct {
 type Engine struct {
 	cfg  Config
 	wake chan struct{} // one slot: look again
+	asks chan struct{} // no slot: taken by a loop that lives
 
 	mu       sync.Mutex // guards all below; never held while applying
 	in       plan.Inputs
@@ -70,7 +71,7 @@ type Engine struct {
 
 // New gives an Engine that waits for its inputs.
 func New(cfg Config) *Engine {
-	return &Engine{cfg: cfg, wake: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &Engine{cfg: cfg, wake: make(chan struct{}, 1), asks: make(chan struct{}), changed: make(chan struct{})}
 }
 
 func (e *Engine) String() string { return "engine" }
@@ -208,6 +209,8 @@ func (e *Engine) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-e.asks:
+			continue
 		case <-e.wake:
 		case <-timer.C:
 		}
@@ -247,6 +250,17 @@ func (e *Engine) compile() (p plan.Plan, news uint64) {
 	e.mu.Unlock()
 	in.Now = e.cfg.Now()
 	return plan.Compile(in), news
+}
+
+// Answer waits until the loop has taken a question, which it does whenever it is not at
+// work: one that hangs never does. The error is ctx's.
+func (e *Engine) Answer(ctx context.Context) error {
+	select {
+	case e.asks <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Settle waits until the router is what the inputs of this moment ask for. The

@@ -322,3 +322,45 @@ func TestExits(t *testing.T) {
 		}
 	})
 }
+
+// TestAnswer: a loop that hangs answers nobody, one that waits everybody, and a question
+// changes nothing.
+func TestAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hands{}
+		hung := make(chan struct{})
+		e := New(Config{Now: time.Now, Log: slog.New(slog.DiscardHandler), Apply: func(ctx context.Context, c host.Config) error {
+			<-hung
+			return h.set(ctx, c)
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- e.Run(ctx) }()
+		if err := e.Answer(ctx); err != nil {
+			t.Errorf("a loop with nothing to do: %v", err)
+		}
+		e.SetConfig(config.Config{})
+		synctest.Wait()
+		soon, stop := context.WithTimeout(ctx, time.Hour)
+		defer stop()
+		if err := e.Answer(soon); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a loop that hangs: %v", err)
+		}
+		close(hung)
+		for range 3 {
+			if err := e.Answer(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+		if len(h.told) != 1 {
+			t.Errorf("applied %d times for one change", len(h.told))
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if err := e.Answer(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("a loop that has ended: %v", err)
+		}
+	})
+}
