@@ -35,13 +35,17 @@ type Server struct {
 	path  string
 	funcs Funcs
 	log   *slog.Logger
+	there chan struct{} // closed when it can be asked
 }
 
 // NewServer makes the server for a socket at path, which only the daemon's user
 // can open (0600).
 func NewServer(path string, funcs Funcs, log *slog.Logger) *Server {
-	return &Server{path: path, funcs: funcs, log: log}
+	return &Server{path: path, funcs: funcs, log: log, there: make(chan struct{})}
 }
+
+// There is closed when whoever asks is not refused any more.
+func (s *Server) There() <-chan struct{} { return s.there }
 
 func (s *Server) String() string { return "api" }
 
@@ -53,6 +57,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer os.Remove(s.path)
+	close(s.there)
 	srv := &http.Server{
 		Handler:           s.handler(func(*http.Request) Asker { return Local }),
 		ReadHeaderTimeout: 5 * time.Second,
