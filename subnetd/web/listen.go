@@ -36,6 +36,9 @@ func (s *Server) serve(ctx context.Context) error {
 		_ = s.http.Close()
 		served.Wait()
 	}()
+	for _, ln := range s.cfg.Given {
+		served.Go(func() { _ = s.http.Serve(&gate{Listener: ln, s: s}) })
+	}
 	var again <-chan time.Time
 	told := ""
 	for {
@@ -76,6 +79,7 @@ func (s *Server) listen(ctx context.Context, open map[netip.AddrPort]net.Listene
 		ln, err := lc.Listen(ctx, "tcp", at.String())
 		switch {
 		case errors.Is(err, syscall.EAFNOSUPPORT): // a kernel without IPv6
+		case errors.Is(err, syscall.EADDRINUSE) && s.given(at):
 		case errors.Is(err, syscall.EADDRINUSE):
 			failed = append(failed, "another program has "+at.String())
 		case err != nil:
@@ -89,6 +93,16 @@ func (s *Server) listen(ctx context.Context, open map[netip.AddrPort]net.Listene
 		return errors.New(strings.Join(failed, "; "))
 	}
 	return nil
+}
+
+// given reports whether a socket that we were given is at that address, or at all.
+func (s *Server) given(at netip.AddrPort) bool {
+	return slices.ContainsFunc(s.cfg.Given, func(ln net.Listener) bool {
+		has := ln.Addr().(*net.TCPAddr).AddrPort()
+		has = netip.AddrPortFrom(has.Addr().Unmap(), has.Port())
+		all := has.Addr().IsUnspecified() && (has.Addr().Is6() || at.Addr().Is4())
+		return has == at || all && has.Port() == at.Port()
+	})
 }
 
 // listen is the addresses of ours that the page is at.

@@ -1,8 +1,11 @@
 package web
 
 import (
+	"bufio"
 	"context"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -108,3 +111,86 @@ func TestRun(t *testing.T) {
 	}
 	await(ports[0], false)
 }
+
+// TestGiven: a socket that was open before is served, also for who called before, and what
+// is at its address is no trouble; all other addresses get sockets of their own.
+func TestGiven(t *testing.T) {
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	given, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := given.Addr().(*net.TCPAddr).AddrPort()
+	r := newRig(t, func(c *Config) {
+		c.Given = []net.Listener{given}
+		c.Trouble = func(text string) { t.Errorf("trouble: %q", text) }
+	})
+	early, err := net.Dial("tcp4", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
+	if _, err := io.WriteString(early, "GET /v1/page HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	r.Set(Settings{Port: at.Port(), Home: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/8")}})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- r.Run(ctx) }()
+	if res, err := http.ReadResponse(bufio.NewReader(early), nil); err != nil || res.StatusCode != http.StatusOK {
+		t.Errorf("who called before: %v, %v", res, err)
+	}
+	other := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 2}), at.Port()).String()
+	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		res, err := http.Get("http://" + other + "/v1/page")
+		if err == nil {
+			res.Body.Close()
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("another address: %v", err)
+		}
+	}
+
+	// The owner has the page elsewhere now: the socket is no way around that.
+	r.Set(Settings{Port: at.Port(), Only: netip.MustParseAddr("127.0.0.2"), Home: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/8")}})
+	res, err := http.Get("http://" + netip.AddrPortFrom(loopback, at.Port()).String() + "/v1/page")
+	if err != nil || res.StatusCode != http.StatusForbidden {
+		t.Errorf("where the page is not: %v, %v", res, err)
+	} else {
+		res.Body.Close()
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if c, err := net.Dial("tcp4", at.String()); err == nil {
+		c.Close()
+		t.Error("it is served no more, and still open here")
+	}
+}
+
+func TestGivenCovers(t *testing.T) {
+	for given, covers := range map[string]map[string]bool{
+		"127.0.0.1:8411": {"127.0.0.1:8411": true, "127.0.0.2:8411": false, "127.0.0.1:8412": false, "[::1]:8411": false},
+		"0.0.0.0:8411":   {"192.168.1.1:8411": true, "[fd00::1]:8411": false, "192.168.1.1:80": false},
+		"[::]:8411":      {"192.168.1.1:8411": true, "[fd00::1]:8411": true},
+	} {
+		s := &Server{cfg: Config{Given: []net.Listener{addressed(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(given)))}}}
+		for at, want := range covers {
+			if got := s.given(netip.MustParseAddrPort(at)); got != want {
+				t.Errorf("%s is where %s is: %v", given, at, got)
+			}
+		}
+	}
+}
+
+// addressed is a listener of which only the address matters.
+func addressed(a *net.TCPAddr) net.Listener { return onlyAddr{at: a} }
+
+type onlyAddr struct {
+	net.Listener
+	at *net.TCPAddr
+}
+
+func (o onlyAddr) Addr() net.Addr { return o.at }

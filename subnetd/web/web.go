@@ -47,6 +47,9 @@ type Config struct {
 	Store Store
 	// Member says who of the mesh has an address.
 	Member func(netip.Addr) (Member, bool)
+	// Given are sockets that were open before us. They are served where Settings has the
+	// page, and to the same people.
+	Given []net.Listener
 	// Login asks this machine whether that user may; nil: there is only the page's
 	// own password.
 	Login func(ctx context.Context, user, password string) error
