@@ -29,6 +29,7 @@ import (
 	"subnetd/subnetd/plan"
 	"subnetd/subnetd/state"
 	"subnetd/subnetd/status"
+	"subnetd/subnetd/systemd"
 	"subnetd/subnetd/task"
 	"subnetd/subnetd/underlay"
 	"subnetd/subnetd/web"
@@ -63,6 +64,7 @@ type daemon struct {
 	page    *web.Server
 	ring    *web.Ring
 	trial   *trial
+	service *service
 	again   chan struct{} // one slot: begin anew
 	// started is a trouble found before there was anybody to tell.
 	started string
@@ -94,8 +96,12 @@ func run(ctx context.Context, opts cli.RunOptions) error {
 		return err
 	}
 	defer d.dir.Close()
-	defer context.AfterFunc(ctx, func() { d.log.Info("stopping", "cause", context.Cause(ctx)) })()
+	defer context.AfterFunc(ctx, func() {
+		d.service.tell(systemd.Stopping)
+		d.log.Info("stopping", "cause", context.Cause(ctx))
+	})()
 	d.restore()
+	local := api.NewServer(opts.Socket, d.funcs(), d.logger("api"))
 	err = task.Serve(ctx, d.log, append(d.tasks,
 		task.Func("configuration", func(ctx context.Context) error { return d.followConfig(ctx, hup) }),
 		d.engine,
@@ -110,7 +116,8 @@ func run(ctx context.Context, opts cli.RunOptions) error {
 		d.peers,
 		d.page,
 		task.Func("next life", d.awaitAgain),
-		api.NewServer(opts.Socket, d.funcs(), d.logger("api")),
+		local,
+		task.Func("service", func(ctx context.Context) error { return d.tellManager(ctx, local.There()) }),
 	)...)
 	ended := errors.Join(d.hook.Stop(), d.carrier.Close())
 	if errors.Is(err, errAgain) {
@@ -124,6 +131,7 @@ func (d *daemon) logger(part string) *slog.Logger { return d.log.With("part", pa
 func build(opts cli.RunOptions) (*daemon, error) {
 	d := &daemon{opts: opts, ring: web.NewRing(), again: make(chan struct{}, 1)}
 	d.log = slog.New(d.ring.Tee(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: opts.LogLevel})))
+	d.service = newService(d.logger("service"))
 	fw := firewall.New(d.logger("firewall"))
 	if err := loadGuard(context.Background(), firewall.Guard{F: fw}, opts.State); err != nil {
 		d.log.Error("the kill switch is not as it was", "err", err)

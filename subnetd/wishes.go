@@ -22,13 +22,17 @@ func (d *daemon) followConfig(ctx context.Context, hup <-chan os.Signal) error {
 			return nil
 		case <-hup:
 		}
-		if err := d.reload(ctx); err != nil && ctx.Err() == nil {
-			d.log.Error("the configuration is not used, the last good one stays", "err", err)
-			d.engine.SetProblem("config", err.Error(), "Until then the last good configuration stays in force; send SIGHUP after the correction.")
-			continue
-		}
-		d.engine.SetProblem("config", "", "")
+		d.service.reload(func() { d.followOnce(ctx) })
 	}
+}
+
+func (d *daemon) followOnce(ctx context.Context) {
+	if err := d.reload(ctx); err != nil && ctx.Err() == nil {
+		d.log.Error("the configuration is not used, the last good one stays", "err", err)
+		d.engine.SetProblem("config", err.Error(), "Until then the last good configuration stays in force; send SIGHUP after the correction.")
+		return
+	}
+	d.engine.SetProblem("config", "", "")
 }
 
 func (d *daemon) reload(ctx context.Context) error {
