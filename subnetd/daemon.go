@@ -121,7 +121,7 @@ func run(ctx context.Context, opts cli.RunOptions) error {
 	)...)
 	ended := errors.Join(d.hook.Stop(), d.carrier.Close())
 	if errors.Is(err, errAgain) {
-		return errors.Join(ended, beginAnew())
+		return errors.Join(ended, d.service.given.PassOn(), beginAnew())
 	}
 	return errors.Join(err, ended)
 }

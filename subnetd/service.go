@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -21,18 +22,29 @@ const statusGap = time.Second
 // service is this daemon as the service manager sees it.
 type service struct {
 	systemd.Manager
+	given systemd.Inherited
 	log   *slog.Logger
 	ready atomic.Bool // it was told so
 }
 
 func newService(log *slog.Logger) *service {
-	return &service{Manager: systemd.NewManager(os.Getenv, os.Getpid()), log: log}
+	pid := os.Getpid()
+	return &service{Manager: systemd.NewManager(os.Getenv, pid), given: systemd.NewInherited(os.Getenv, pid), log: log}
 }
 
 func (s *service) tell(lines ...string) {
 	if err := s.Tell(lines...); err != nil {
 		s.log.Warn("the service manager does not hear us", "err", err)
 	}
+}
+
+// web gives the sockets that were opened for the page.
+func (s *service) web() []net.Listener {
+	all, err := s.given.Listeners("web")
+	if err != nil {
+		s.log.Error("the page goes without a socket", "err", err)
+	}
+	return all
 }
 
 // reload calls f, during which the service reloads: before it is ready there is nothing

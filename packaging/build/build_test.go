@@ -145,6 +145,7 @@ drwxr-xr-x 0/0 2023-11-14 ./usr/lib/
 drwxr-xr-x 0/0 2023-11-14 ./usr/lib/systemd/
 drwxr-xr-x 0/0 2023-11-14 ./usr/lib/systemd/system/
 -rw-r--r-- 0/0 2023-11-14 ./usr/lib/systemd/system/subnetd-guard.service
+-rw-r--r-- 0/0 2023-11-14 ./usr/lib/systemd/system/subnetd-web.socket
 -rw-r--r-- 0/0 2023-11-14 ./usr/lib/systemd/system/subnetd.service
 drwxr-xr-x 0/0 2023-11-14 ./usr/sbin/
 -rwxr-xr-x 0/0 2023-11-14 ./usr/sbin/subnetd
@@ -165,7 +166,7 @@ func TestDeb(t *testing.T) {
 		t.Errorf("files:\n%s", got)
 	}
 	if got := tool(t, "dpkg-deb", "--field", file, "Package", "Version", "Architecture", "Installed-Size"); got !=
-		"Package: subnetd\nVersion: "+version+"\nArchitecture: arm64\nInstalled-Size: 7\n" {
+		"Package: subnetd\nVersion: "+version+"\nArchitecture: arm64\nInstalled-Size: 8\n" {
 		t.Errorf("fields:\n%s", got)
 	}
 	if got := names(t, filepath.Join(dir, "DEBIAN")); !slices.Equal(got, []string{"conffiles", "control", "md5sums", "postinst", "postrm", "prerm"}) {

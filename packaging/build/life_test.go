@@ -211,10 +211,14 @@ func TestDebLife(t *testing.T) {
 	m.want("an installation", m.told(), `deb-systemd-helper unmask subnetd-guard.service
 deb-systemd-helper --quiet was-enabled subnetd-guard.service
 deb-systemd-helper enable subnetd-guard.service
+deb-systemd-helper unmask subnetd-web.socket
+deb-systemd-helper --quiet was-enabled subnetd-web.socket
+deb-systemd-helper enable subnetd-web.socket
 deb-systemd-helper unmask subnetd.service
 deb-systemd-helper --quiet was-enabled subnetd.service
 deb-systemd-helper enable subnetd.service
 systemctl --system daemon-reload
+deb-systemd-invoke start subnetd-web.socket
 deb-systemd-invoke restart subnetd.service
 `)
 	tool(t, "dpkg", "--root="+m.root, "--verify", "subnetd")
@@ -227,10 +231,14 @@ deb-systemd-invoke restart subnetd.service
 	m.want("an upgrade", m.told(), `deb-systemd-helper unmask subnetd-guard.service
 deb-systemd-helper --quiet was-enabled subnetd-guard.service
 deb-systemd-helper update-state subnetd-guard.service
+deb-systemd-helper unmask subnetd-web.socket
+deb-systemd-helper --quiet was-enabled subnetd-web.socket
+deb-systemd-helper update-state subnetd-web.socket
 deb-systemd-helper unmask subnetd.service
 deb-systemd-helper --quiet was-enabled subnetd.service
 deb-systemd-helper update-state subnetd.service
 systemctl --system daemon-reload
+deb-systemd-invoke start subnetd-web.socket
 deb-systemd-invoke restart subnetd.service
 `)
 	m.want("wishes after an upgrade", m.read(wishesPath), wishes)
@@ -242,14 +250,14 @@ deb-systemd-invoke restart subnetd.service
 	m.dpkg("--remove", "subnetd")
 	m.want("a removal", m.told(), `deb-systemd-invoke start subnetd.service
 subnetd down
-deb-systemd-invoke stop subnetd.service subnetd-guard.service
+deb-systemd-invoke stop subnetd-web.socket subnetd.service subnetd-guard.service
 systemctl --system daemon-reload
 `)
 	m.want("wishes after a removal", m.read(wishesPath), wishes)
 	m.want("keys after a removal", m.read(ourKeys), "keys")
 
 	m.dpkg("--purge", "subnetd")
-	m.want("a purge", m.told(), "deb-systemd-helper purge subnetd-guard.service subnetd.service\n")
+	m.want("a purge", m.told(), "deb-systemd-helper purge subnetd-guard.service subnetd-web.socket subnetd.service\n")
 	if err := os.Remove(m.at("/disabled")); err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +275,7 @@ func TestDebRemovalGoesOn(t *testing.T) {
 	}
 	m.run(nil, "/prerm", "remove")
 	m.want("a removal", m.told(), "deb-systemd-invoke start subnetd.service\n"+
-		strings.Repeat("subnetd down\nsleep 1\n", 9)+"subnetd down\ndeb-systemd-invoke stop subnetd.service subnetd-guard.service\n")
+		strings.Repeat("subnetd down\nsleep 1\n", 9)+"subnetd down\ndeb-systemd-invoke stop subnetd-web.socket subnetd.service subnetd-guard.service\n")
 	m.run(nil, "/prerm", "upgrade", "1.3.0")
 	m.want("an upgrade", m.told(), "")
 }

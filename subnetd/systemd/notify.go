@@ -1,5 +1,8 @@
 // Package systemd is what a service and systemd say to each other. Where there is no
 // systemd nobody is told, no socket is given, and the log goes where it went.
+//
+//	notify.go   how the service stands, and that it lives
+//	sockets.go  sockets that were open before it
 package systemd
 
 import (
