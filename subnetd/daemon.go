@@ -130,7 +130,8 @@ func (d *daemon) logger(part string) *slog.Logger { return d.log.With("part", pa
 
 func build(opts cli.RunOptions) (*daemon, error) {
 	d := &daemon{opts: opts, ring: web.NewRing(), again: make(chan struct{}, 1)}
-	d.log = slog.New(d.ring.Tee(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: opts.LogLevel})))
+	plain := slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: opts.LogLevel})
+	d.log = slog.New(d.ring.Tee(systemd.Journal(plain, os.Stderr, os.Getenv)))
 	d.service = newService(d.logger("service"))
 	fw := firewall.New(d.logger("firewall"))
 	if err := loadGuard(context.Background(), firewall.Guard{F: fw}, opts.State); err != nil {

@@ -3,6 +3,7 @@
 //
 //	notify.go   how the service stands, and that it lives
 //	sockets.go  sockets that were open before it
+//	journal.go  lines of the log with their fields
 package systemd
 
 import (
