@@ -134,8 +134,8 @@ func TestBetterIsFound(t *testing.T) {
 // TestNoFlapping: two addresses alike, with round trips that jitter, do not
 // take turns.
 func TestNoFlapping(t *testing.T) {
-	for seed := range uint64(8) {
-		rnd := rand.New(rand.NewPCG(seed, 1))
+	for seed := range turns(8, 1) {
+		rnd := rand.New(rand.NewPCG(uint64(seed), 1))
 		b := node(2, ownA, ownB)
 		r := localRig(t, b)
 		changes := 0

@@ -417,8 +417,8 @@ func TestIdleKeepsLearnedPath(t *testing.T) {
 // TestManyPeers: peers do not disturb one another, and a Tick serves all.
 func TestManyPeers(t *testing.T) {
 	var peers []mesh.Node
-	for i := range byte(200) {
-		n := node(i + 1)
+	for i := range turns(200, 40) {
+		n := node(byte(i + 1))
 		n.Endpoints = many(198, 256)[i : i+1]
 		peers = append(peers, n)
 	}

@@ -65,6 +65,14 @@ func txID(n uint32) (tx TxID) {
 // foreign is a TxID that a peer made; ours count from 1.
 func foreign(n uint32) TxID { return txID(1<<31 | n) }
 
+// turns is n, or fewer with -short: on an emulated processor each turn takes as long as fifty here.
+func turns(n, fewer int) int {
+	if testing.Short() {
+		return fewer
+	}
+	return n
+}
+
 // step does one event now, and checks what must hold after every event.
 func (r *rig) step(e Event) []Action {
 	r.t.Helper()

@@ -334,7 +334,11 @@ func TestExitCollision(t *testing.T) {
 func TestExitAlways(t *testing.T) {
 	macs, links := []string{tv, pc, nas}, []string{"br-lan", "br-guest", "wlan9"}
 	names := []string{"far", "cabin", "four", "plain", "twin", "old", "nobody", "home", "twin.other"}
-	for seed := range uint64(100) {
+	seeds := uint64(100)
+	if testing.Short() { // on an emulated processor each takes as long as fifty here
+		seeds = 20
+	}
+	for seed := range seeds {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		in := travel(t, randomRows(rng, macs, links, names)...)
 		for _, name := range []string{"far", "cabin", "four", "twin"} {
