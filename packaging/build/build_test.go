@@ -87,7 +87,7 @@ func names(t *testing.T, dir string) []string {
 // TestSameBytes: nothing of the machine, of the time or of chance is in a package.
 func TestSameBytes(t *testing.T) {
 	one, two := built(t), built(t)
-	if got, want := names(t, one), names(t, two); !slices.Equal(got, want) || len(got) != 11 {
+	if got, want := names(t, one), names(t, two); !slices.Equal(got, want) || len(got) != 18 {
 		t.Fatalf("%d packages, then %d:\n%s", len(got), len(want), strings.Join(got, "\n"))
 	}
 	for _, name := range names(t, one) {
@@ -99,30 +99,32 @@ func TestSameBytes(t *testing.T) {
 	}
 }
 
+// ascending are commits as time goes.
+var ascending = []string{"2ad8767", "v0.1.0", "v0.1.0-1-gfff0000", "v0.1.0-12-gaaa0000", "v0.1.1", "v1.0.0"}
+
 func TestVersion(t *testing.T) {
 	at := time.Unix(epoch, 0).UTC()
-	for describe, want := range map[string]string{
-		"v1.2.3":                  "1.2.3",
-		"v1.2.3-dirty":            "1.2.3+dirty",
-		"v1.2.3-4-gabcdef0":       "1.2.3+4.gabcdef0",
-		"v1.2.3-4-gabcdef0-dirty": "1.2.3+4.gabcdef0+dirty",
-		"2ad8767":                 "0~20231114221320.g2ad8767",
-		"":                        "", // refused
-		"dev":                     "",
-		"v1.2.3 ":                 "",
-		"v1.2.3\nArchitecture: x": "",
+	for describe, want := range map[string][2]string{
+		"v1.2.3":                  {"1.2.3", "1.2.3-r0"},
+		"v1.2.3-dirty":            {"1.2.3+dirty", "1.2.3_p-r0"},
+		"v1.2.3-4-gabcdef0":       {"1.2.3+4.gabcdef0", "1.2.3_git4~abcdef0-r0"},
+		"v1.2.3-4-gabcdef0-dirty": {"1.2.3+4.gabcdef0+dirty", "1.2.3_git4_p~abcdef0-r0"},
+		"2ad8767":                 {"0~20231114221320.g2ad8767", "0_git20231114221320~2ad8767-r0"},
+		"":                        {}, // refused
+		"dev":                     {},
+		"v1.2.3 ":                 {},
+		"v1.2-rc1":                {},
+		"v1.2.3\nArchitecture: x": {},
 	} {
-		got, err := versionOf(describe, at)
-		if got != want || (err != nil) != (want == "") {
-			t.Errorf("of %q: %q, %v, want %q", describe, got, err, want)
+		r, err := revisionOf(describe, at)
+		if (err != nil) != (want == [2]string{}) || err == nil && want != [2]string{r.debian(), r.alpine()} {
+			t.Errorf("of %q: %q, %q, %v, want %q", describe, r.debian(), r.alpine(), err, want)
 		}
 	}
-	// As time goes, by the judgement of dpkg.
-	ascending := []string{"2ad8767", "v0.1.0", "v0.1.0-1-gfff0000", "v0.1.0-12-gaaa0000", "v0.1.1", "v1.0.0"}
-	for i, describe := range ascending[1:] {
-		older, _ := versionOf(ascending[i], at)
-		newer, _ := versionOf(describe, at)
-		tool(t, "dpkg", "--compare-versions", older, "lt", newer)
+	for i, describe := range ascending[1:] { // by the judgement of dpkg
+		older, _ := revisionOf(ascending[i], at)
+		newer, _ := revisionOf(describe, at)
+		tool(t, "dpkg", "--compare-versions", older.debian(), "lt", newer.debian())
 	}
 }
 
@@ -259,9 +261,17 @@ func TestEachHasItsBinary(t *testing.T) {
 	}
 	for arch, binary := range map[string]string{
 		"mipsel_24kc.ipk": "mipsle", "mips_24kc.ipk": "mips", "arm_cortex-a9.ipk": "armv5", "arm_cortex-a7_neon-vfpv4.ipk": "armv7",
+		"mipsel_24kc.apk": "mipsle", "aarch64_generic.apk": "arm64", "arm_cortex-a9.apk": "armv5",
 		"aarch64_cortex-a53.ipk": "arm64", "aarch64_generic.ipk": "arm64", "x86_64.ipk": "amd64",
 		"amd64.deb": "amd64", "arm64.deb": "arm64", "armhf.deb": "armv6", "riscv64.deb": "riscv64",
 	} {
+		if strings.HasSuffix(arch, ".apk") {
+			got := readAPKFile(t, filepath.Join(out, "subnetd_"+apkVersion+"_"+arch))
+			if !slices.ContainsFunc(got.files, func(f readFile) bool { return f.path == daemonPath && f.body == "the daemon of "+binary }) {
+				t.Errorf("%s has another", arch)
+			}
+			continue
+		}
 		file := filepath.Join(out, "subnetd_"+version+"_"+arch)
 		data := filepath.Join(t.TempDir(), "data.tar.gz")
 		if strings.HasSuffix(arch, ".ipk") {
@@ -310,7 +320,7 @@ func TestFeed(t *testing.T) {
 			t.Error("its prerm is another")
 		}
 	}
-	for dep := range strings.FieldsSeq(strings.ReplaceAll(strings.TrimPrefix(ipkDepends, "Depends: "), ",", " ")) {
+	for _, dep := range openwrtDepends() {
 		if !strings.Contains(feed, " +"+dep) {
 			t.Errorf("it does not depend on %s", dep)
 		}

@@ -39,6 +39,7 @@ type pack struct {
 // format is a kind of package.
 type format interface {
 	name(p pack) string // of its file
+	versionOf(r revision) string
 	sources() sources
 	encode(p pack) ([]byte, error)
 }

@@ -11,6 +11,8 @@ type deb struct{}
 
 func (deb) name(p pack) string { return fmt.Sprintf("%s_%s_%s.deb", packageName, p.version, p.arch) }
 
+func (deb) versionOf(r revision) string { return r.debian() }
+
 func (deb) sources() sources {
 	return sources{
 		trees:   map[string]string{"packaging/systemd": "/usr/lib/systemd/system"},

@@ -397,6 +397,7 @@ firewall.subnetd_tcp.dest_port='8410'
 // started is what procd is told when the service starts.
 const started = `subnetd: instance
 subnetd: command /usr/sbin/subnetd run --state /etc/subnetd/state --log-level info
+subnetd: file /usr/sbin/subnetd
 subnetd: respawn 3600 5 0
 subnetd: limits core=0 nofile=16384 16384
 subnetd: no_new_privs 1

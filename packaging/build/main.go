@@ -1,13 +1,10 @@
-// Build makes the packages of the daemon: ipk for OpenWrt up to 24.10, deb for Debian
-// and its kin. The same binaries and the same commit give the same bytes.
+// Build makes the packages of the daemon: apk for OpenWrt from 25.12 on, ipk for those
+// before it, deb for Debian and its kin. The same binaries and the same commit give the same bytes.
 //
 // How it goes: what a system gets (contents.go) is a list of files; each kind of
 // package has a table of architectures (targets.go) and a writer of its format
-// (ipk.go, deb.go), which share archives without any time, owner or order of the
-// machine that builds (archive.go).
-//
-// OpenWrt 25.12 and later take packages of apk v3, which only apk itself writes: its
-// own build makes them by packaging/openwrt/feed.
+// (apk.go on adb.go, ipk.go, deb.go), without any time, owner or order of the machine
+// that builds; the latter two share archives (archive.go).
 package main
 
 import (
@@ -37,7 +34,7 @@ func run(args []string, out io.Writer) error {
 		return err
 	}
 	at := time.Unix(*epoch, 0).UTC()
-	version, err := versionOf(*describe, at)
+	revision, err := revisionOf(*describe, at)
 	if err != nil {
 		return err
 	}
@@ -49,7 +46,7 @@ func run(args []string, out io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("%w: `make cross` builds it", err)
 		}
-		for _, p := range t.packages(version, at) {
+		for _, p := range t.packages(revision) {
 			name, size, err := p.write(*root, *to, daemon)
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)

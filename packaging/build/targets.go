@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"regexp"
-	"strings"
 	"time"
 )
 
@@ -30,36 +29,60 @@ func targets() []target {
 	}
 }
 
-// packages are those that carry the binary.
-func (t target) packages(version string, at time.Time) []pack {
+// packages are those that carry the binary. OpenWrt has an ipk up to 24.10, and an apk
+// after that.
+func (t target) packages(r revision) []pack {
 	var all []pack
+	add := func(arch string, formats ...format) {
+		for _, f := range formats {
+			all = append(all, pack{format: f, arch: arch, version: f.versionOf(r), at: r.at})
+		}
+	}
 	for _, arch := range t.openwrt {
-		all = append(all, pack{format: ipk{}, arch: arch, version: version, at: at})
+		add(arch, ipk{}, apk{})
 	}
 	for _, arch := range t.deb {
-		all = append(all, pack{format: deb{}, arch: arch, version: version, at: at})
+		add(arch, deb{})
 	}
 	return all
 }
 
-// described is what `git describe` says: a tag, how many commits are behind it, which
-// commit it is, and whether the checkout differs from that.
-var described = regexp.MustCompile(`^(?:v([0-9][0-9A-Za-z.]*)(?:-([0-9]+)-g([0-9a-f]+))?|([0-9a-f]{7,40}))(-dirty)?$`)
+// revision is which commit of the checkout a package is of.
+type revision struct {
+	at     time.Time
+	tag    string // the one before it; "": there is none
+	ahead  string // how many commits are behind that; "": none
+	commit string // "": the tag is of it
+	dirty  bool   // the checkout differs from it
+}
 
-// versionOf is a version that both dpkg and opkg order as time goes: a commit is
-// newer than the tag before it, and older than any tag if there is none.
-func versionOf(describe string, at time.Time) (string, error) {
+// described is what `git describe` says. A tag is a version that every package manager
+// knows.
+var described = regexp.MustCompile(`^(?:v([0-9]+(?:\.[0-9]+)*)(?:-([0-9]+)-g([0-9a-f]+))?|([0-9a-f]{7,40}))(-dirty)?$`)
+
+func revisionOf(describe string, at time.Time) (revision, error) {
 	m := described.FindStringSubmatch(describe)
 	if m == nil {
-		return "", fmt.Errorf("no version can be made of %q", describe)
+		return revision{}, fmt.Errorf("no version can be made of %q", describe)
 	}
-	tag, ahead, commit, bare := m[1], m[2], m[3], m[4]
-	parts := tag
-	switch {
-	case bare != "":
-		parts = "0~" + at.Format("20060102150405") + ".g" + bare
-	case ahead != "":
-		parts += "+" + ahead + ".g" + commit
-	}
-	return parts + strings.Replace(m[5], "-", "+", 1), nil
+	return revision{at: at, tag: m[1], ahead: m[2], commit: m[3] + m[4], dirty: m[5] != ""}, nil
 }
+
+// debian is a version that both dpkg and opkg order as time goes: a commit is newer
+// than the tag before it, and older than any tag if there is none.
+func (r revision) debian() string {
+	v := r.tag
+	switch {
+	case r.tag == "":
+		v = "0~" + r.at.Format(stamp) + ".g" + r.commit
+	case r.ahead != "":
+		v += "+" + r.ahead + ".g" + r.commit
+	}
+	if r.dirty {
+		v += "+dirty"
+	}
+	return v
+}
+
+// stamp is a time as a number that grows.
+const stamp = "20060102150405"

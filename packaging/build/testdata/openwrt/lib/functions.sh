@@ -11,14 +11,20 @@ config_get_bool() {
 	eval "case \$$1 in 1 | on | true | yes | enabled) $1=1 ;; 0 | off | false | no | disabled) $1=0 ;; *) $1=\$4 ;; esac"
 }
 
+# What the package manager knows of a package is where opkg or apk keep it.
+package_files() {
+	local name=${pkgname:-$(basename "${1%.*}")}
+	cat "/usr/lib/opkg/info/$name.list" "/lib/apk/packages/$name.list" 2>/dev/null
+}
+
 default_postinst() {
 	local i
-	for i in $(grep ^/etc/uci-defaults/ /usr/lib/opkg/info/subnetd.list); do
+	for i in $(package_files "$1" | grep ^/etc/uci-defaults/); do
 		# shellcheck source=/dev/null
 		if [ -f "$i" ] && (. "$i"); then rm "$i"; fi
 	done
 	uci commit firewall
-	for i in $(grep ^/etc/init.d/ /usr/lib/opkg/info/subnetd.list); do
+	for i in $(package_files "$1" | grep ^/etc/init.d/); do
 		if [ "$PKG_UPGRADE" != 1 ]; then "$i" enable; fi
 		"$i" start
 	done
@@ -26,9 +32,11 @@ default_postinst() {
 
 default_prerm() {
 	local i
-	# shellcheck source=/dev/null
-	(. /usr/lib/opkg/info/subnetd.prerm-pkg) || return
-	for i in $(grep ^/etc/init.d/ /usr/lib/opkg/info/subnetd.list); do
+	if [ -f /usr/lib/opkg/info/subnetd.prerm-pkg ]; then
+		# shellcheck source=/dev/null
+		(. /usr/lib/opkg/info/subnetd.prerm-pkg) || return
+	fi
+	for i in $(package_files "$1" | grep ^/etc/init.d/); do
 		if [ "$PKG_UPGRADE" != 1 ]; then "$i" disable; fi
 		"$i" stop
 	done
