@@ -99,7 +99,7 @@ func carried(dir string) (names []string, err error) {
 
 // restoreBackup keeps a backup for the next life, and begins that.
 func (d *daemon) restoreBackup(_ context.Context, file []byte) error {
-	b, err := parseBackup(file)
+	b, err := parseBackup(file, d.opts.Config)
 	if err != nil {
 		return api.BadRequest(err)
 	}
@@ -112,8 +112,8 @@ func (d *daemon) restoreBackup(_ context.Context, file []byte) error {
 }
 
 // parseBackup reads a file that somebody says is a backup, and proves that a daemon can
-// start with it.
-func parseBackup(file []byte) (b backup, err error) {
+// start with it, whose configuration is at that path.
+func parseBackup(file []byte, at string) (b backup, err error) {
 	dec := json.NewDecoder(bytes.NewReader(file))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&b); err != nil || b.Is != backupIs {
@@ -122,7 +122,7 @@ func parseBackup(file []byte) (b backup, err error) {
 	if _, err := dec.Token(); err != io.EOF {
 		return b, errors.New("this is no backup of subnetd: more follows after it")
 	}
-	if _, err := config.Parse(strings.NewReader(b.Config), "backup"); err != nil {
+	if _, err := config.Parse(strings.NewReader(b.Config), at); err != nil {
 		return b, fmt.Errorf("the configuration in the backup cannot be used: %w", err)
 	}
 	var id state.Identity

@@ -292,8 +292,12 @@ func TestParseBackup(t *testing.T) {
 		return j
 	}
 	good := change(func(*backup) {})
-	if _, err := parseBackup(good); err != nil {
+	if _, err := parseBackup(good, "f"); err != nil {
 		t.Fatal(err)
+	}
+	toml := change(func(b *backup) { b.Config = "[lan]\nexpose = \"all\"\n" })
+	if _, err := parseBackup(toml, "/etc/config/subnetd"); err == nil {
+		t.Error("TOML would be put where UCI has to be")
 	}
 	for name, file := range map[string][]byte{
 		"nothing": nil, "null": []byte("null"), "cut": good[:len(good)-2], "twice": append(good, good...), "another thing": []byte(`{"is":"a song"}`),
@@ -306,7 +310,7 @@ func TestParseBackup(t *testing.T) {
 		"a backup":      change(func(b *backup) { b.State[restoreFile] = json.RawMessage(`1`) }),
 		"a kill switch": change(func(b *backup) { b.State[guardFile] = json.RawMessage(`{}`) }),
 	} {
-		if _, err := parseBackup(file); err == nil {
+		if _, err := parseBackup(file, "f"); err == nil {
 			t.Errorf("%s is taken for a backup", name)
 		}
 	}
@@ -318,7 +322,7 @@ func FuzzBackup(f *testing.F) {
 	f.Add(good)
 	f.Add([]byte(`{"is":"subnetd backup","state":{"identity":{}}}`))
 	f.Fuzz(func(t *testing.T, file []byte) {
-		b, err := parseBackup(file)
+		b, err := parseBackup(file, "f")
 		if err != nil {
 			return
 		}
@@ -326,7 +330,7 @@ func FuzzBackup(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := parseBackup(again)
+		c, err := parseBackup(again, "f")
 		if err != nil || c.Config != b.Config || c.Policy != b.Policy || len(c.State) != len(b.State) {
 			t.Fatalf("%v: %+v", err, c)
 		}

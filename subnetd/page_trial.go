@@ -186,7 +186,7 @@ func (d *daemon) tryOut(c status.SettingsChange) (tr status.Trial, mesh bool, er
 	}
 	after, what := before, []string{}
 	for _, e := range edits {
-		if after, err = config.Edit(after, e.section, e.key, e.value); err != nil {
+		if after, err = config.Edit(after, d.opts.Config, e.section, e.key, e.value); err != nil {
 			return tr, false, api.BadRequest(err)
 		}
 		what = append(what, e.section+"."+e.key)

@@ -103,7 +103,7 @@ func (d *daemon) editConfig(section string, edits map[string]any) error {
 		return fmt.Errorf("reading the configuration: %w", err)
 	}
 	for k, v := range edits {
-		if src, err = config.Edit(src, section, k, v); err != nil {
+		if src, err = config.Edit(src, d.opts.Config, section, k, v); err != nil {
 			return err
 		}
 	}

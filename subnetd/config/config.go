@@ -1,4 +1,4 @@
-// Package config is the owner's wishes: the TOML file, checked and typed.
+// Package config is the owner's wishes: the file, TOML or UCI, checked and typed.
 package config
 
 import "net/netip"

@@ -311,14 +311,14 @@ func TestEdit(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := Edit([]byte(tt.src), tt.section, tt.key, tt.value)
+			got, err := Edit([]byte(tt.src), "f", tt.section, tt.key, tt.value)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(tt.want, string(got)); diff != "" {
 				t.Fatal(diff)
 			}
-			again, err := Edit(got, tt.section, tt.key, tt.value)
+			again, err := Edit(got, "f", tt.section, tt.key, tt.value)
 			if err != nil || string(again) != string(got) {
 				t.Fatalf("the second time: %v\n%s", err, again)
 			}
@@ -336,7 +336,7 @@ func TestEditRefuses(t *testing.T) {
 		{"lan = { snat = true }", "lan", "expose", "all"}, {"lan = 3", "lan", "snat", true}, {"[[lan]]\n", "lan", "snat", true},
 	}
 	for _, tt := range tests {
-		if out, err := Edit([]byte(tt.src), tt.section, tt.key, tt.value); err == nil || out != nil {
+		if out, err := Edit([]byte(tt.src), "f", tt.section, tt.key, tt.value); err == nil || out != nil {
 			t.Errorf("%q %s.%s = %v: %q, %v", tt.src, tt.section, tt.key, tt.value, out, err)
 		}
 	}
@@ -347,7 +347,7 @@ func TestEditSample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := Edit(src, "mesh", "control", "https://control.example")
+	out, err := Edit(src, "f", "mesh", "control", "https://control.example")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -390,7 +390,7 @@ func FuzzEdit(f *testing.F) {
 	f.Add("mesh = { hostname = \"x\" }\r\n", "")
 	f.Add("\"mesh\".\"host\\u006eame\" = \"\"\"\nx\"\"\" # y", "q")
 	f.Fuzz(func(t *testing.T, src, value string) {
-		out, err := Edit([]byte(src), "mesh", "hostname", value)
+		out, err := Edit([]byte(src), "f", "mesh", "hostname", value)
 		if err != nil {
 			return
 		}

@@ -18,9 +18,9 @@ const (
 // lanOf is the section of a file with those entries.
 func lanOf(t *testing.T, devices, names []string) LAN {
 	t.Helper()
-	src, err := Edit(nil, "lan", "devices", devices)
+	src, err := Edit(nil, "f", "lan", "devices", devices)
 	if err == nil {
-		src, err = Edit(src, "lan", "names", names)
+		src, err = Edit(src, "f", "lan", "names", names)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -161,7 +161,7 @@ func TestWishesLast(t *testing.T) {
 			continue
 		}
 		for k, v := range l.Changes(next) {
-			if src, err = Edit(src, "lan", k, v); err != nil {
+			if src, err = Edit(src, "f", "lan", k, v); err != nil {
 				t.Fatal(err)
 			}
 		}

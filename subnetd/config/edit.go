@@ -10,34 +10,41 @@ import (
 	"strings"
 )
 
-// Edit sets one key in the text of a file and leaves every other byte as it is:
-// comments, order, and keys it does not know. value is a string, bool, int,
-// uint16 or []string, and must be one that Parse allows. If the file is not
-// TOML, or is written so that the change cannot be made with certainty, there
-// is an error and no result.
-func Edit(src []byte, section, key string, value any) ([]byte, error) {
+// Edit sets one key in the text of the file of that name and leaves every other
+// byte as it is: comments, order, and keys it does not know. value is a string,
+// bool, int, uint16 or []string, and must be one that Parse allows. If the file
+// is neither TOML nor UCI, or is written so that the change cannot be made with
+// certainty, there is an error and no result.
+func Edit(src []byte, file, section, key string, value any) ([]byte, error) {
 	want, text, err := literal(value)
 	if err != nil {
 		return nil, fmt.Errorf("config: %s.%s: %w", section, key, err)
 	}
 	if e := set(new(Config), section, key, want); e != nil {
-		e.File = "config"
+		e.File = file
 		return nil, e
 	}
-	doc, err := scan(src, "config")
+	doc, err := read(src, file)
 	if err != nil {
 		return nil, err
 	}
-	if items, ok := value.([]string); ok {
-		if out := doc.editList(section, key, items); out != nil && verify(doc.raw, out, section, key, want) == nil {
+	items, list := value.([]string)
+	if doc.uci && list && len(items) == 0 && doc.line(section, key) == 0 {
+		return src, nil // UCI has no empty lists
+	}
+	if list && !doc.uci {
+		if out := doc.editList(section, key, items); out != nil && verify(doc.raw, out, file, section, key, want) == nil {
 			return out, nil
 		}
-		if doc, err = scan(src, "config"); err != nil { // verify writes into it
+		if doc, err = read(src, file); err != nil { // verify writes into it
 			return nil, err
 		}
 	}
 	out := doc.edit(section, key, text)
-	if err := verify(doc.raw, out, section, key, want); err != nil {
+	if doc.uci {
+		out = doc.editUCI(section, key, value)
+	}
+	if err := verify(doc.raw, out, file, section, key, want); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -246,8 +253,8 @@ func (d *document) newline() string {
 }
 
 // verify proves that out differs from before in that one value only.
-func verify(before map[string]any, out []byte, section, key string, want any) error {
-	after, err := scan(out, "config")
+func verify(before map[string]any, out []byte, file, section, key string, want any) error {
+	after, err := read(out, file)
 	if err == nil {
 		table, ok := before[section].(map[string]any)
 		if !ok {
@@ -256,7 +263,9 @@ func verify(before map[string]any, out []byte, section, key string, want any) er
 				before[section] = table
 			}
 		}
-		table[key] = want
+		if table[key] = want; after.uci && reflect.DeepEqual(want, []any{}) {
+			delete(table, key)
+		}
 		if reflect.DeepEqual(before, after.raw) {
 			return nil
 		}

@@ -63,7 +63,7 @@ func Parse(r io.Reader, file string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("config: %s: %w", file, err)
 	}
-	doc, err := scan(src, file)
+	doc, err := read(src, file)
 	if err != nil {
 		return Config{}, err
 	}
@@ -82,6 +82,8 @@ func check(doc document, file string) (Config, []*Error) {
 		table, isTable := v.(map[string]any)
 		allowed := keysOf(section)
 		switch {
+		case doc.uci && ofService(section):
+			continue
 		case len(allowed) == 0:
 			mistakes = append(mistakes, &Error{File: file, Line: doc.line(section), Key: quoteKey(section), Problem: "is no section", Allowed: "[" + strings.Join(sections(), "], [") + "]"})
 			continue

@@ -191,7 +191,7 @@ func edited(t *testing.T, src string, was, next Exit) string {
 			continue
 		}
 		var err error
-		if out, err = Edit(out, "exit", key, v); err != nil {
+		if out, err = Edit(out, "f", "exit", key, v); err != nil {
 			t.Fatalf("%s: %v", key, err)
 		}
 	}
@@ -363,7 +363,7 @@ func FuzzEditRows(f *testing.F) {
 			return
 		}
 		want := []string{one, two}
-		out, err := Edit([]byte(src), "exit", "rows", want)
+		out, err := Edit([]byte(src), "f", "exit", "rows", want)
 		if err != nil {
 			var e *Error
 			if _, _, bad := parseRows(want); bad == nil && !errors.As(err, &e) {

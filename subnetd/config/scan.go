@@ -3,16 +3,16 @@ package config
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// document is a file that is TOML: its values, and where each stands.
+// document is a file that is TOML or UCI: its values, and where each stands.
 type document struct {
 	src     []byte
+	uci     bool
 	raw     map[string]any
 	entries []entry // in order of the file
 }
@@ -22,6 +22,7 @@ type entry struct {
 	path   []string // from the root
 	header bool     // a [table]
 	inline bool     // within { }
+	single bool     // of UCI: an option, no list
 	prefix int      // how many of path came from the table header above
 	line   int      // from 1
 	value  [2]int   // offsets of the value's first byte and of the one after its last; header: of its key
@@ -30,9 +31,6 @@ type entry struct {
 
 // scan understands src, and fails with an *Error if it is not TOML.
 func scan(src []byte, file string) (document, error) {
-	if len(src) > MaxSize {
-		return document{}, &Error{File: file, Problem: "is too big", Allowed: fmt.Sprintf("at most %d bytes", MaxSize)}
-	}
 	doc := document{src: src}
 	root := newTable(headed)
 	var p unstable.Parser
