@@ -43,7 +43,7 @@ func apkLife(t *testing.T, m machine, apk apkManager, notes []string) {
 	m.want("an installation", m.told(), "commit firewall\nfirewall reload\ncommit firewall\n"+started+
 		"commit firewall\nfirewall reload\nsubnetd guard --state /etc/subnetd/state\n")
 	m.want("the firewall", m.read("/uci/firewall"), theirs+ourFirewall)
-	for path, mode := range map[string]fs.FileMode{daemonPath: 0o755, wishesPath: 0o600, "/etc/config/subnetd": 0o600, "/etc/init.d/subnetd": 0o755} {
+	for path, mode := range map[string]fs.FileMode{daemonPath: 0o755, uciPath: 0o600, "/etc/init.d/subnetd": 0o755} {
 		st, err := os.Stat(m.at(path))
 		if err != nil {
 			t.Fatal(err)
@@ -53,13 +53,13 @@ func apkLife(t *testing.T, m machine, apk apkManager, notes []string) {
 		}
 	}
 
-	const wishes = "[lan]\nexpose = \"all\"\n"
-	m.write(wishesPath, wishes, 0o600)
+	const wishes = "config lan 'lan'\n\toption expose 'all'\n"
+	m.write(uciPath, wishes, 0o600)
 	m.write("/etc/subnetd/state/identity", "keys", 0o600)
 	apk.add(next)
 	m.want("an upgrade", m.told(), "commit firewall\n"+started+"subnetd guard --state /etc/subnetd/state\n") // no reload, nothing is stopped
 	m.want("the firewall after an upgrade", m.read("/uci/firewall"), theirs+ourFirewall)
-	m.want("wishes after an upgrade", m.read(wishesPath), wishes)
+	m.want("wishes after an upgrade", m.read(uciPath), wishes)
 	m.want("keys after an upgrade", m.read("/etc/subnetd/state/identity"), "keys")
 	if !strings.HasSuffix(m.read(daemonPath), "# newer\n") {
 		t.Error("the daemon is the old one")
@@ -69,12 +69,8 @@ func apkLife(t *testing.T, m machine, apk apkManager, notes []string) {
 	m.want("a removal", m.told(), started+"subnetd down\nsubnetd: killed\ncommit firewall\nfirewall reload\nsubnetd: killed\n")
 	m.want("the firewall after a removal", m.read("/uci/firewall"), theirs)
 	m.want("keys after a removal", m.read("/etc/subnetd/state/identity"), "keys")
-	if err := os.RemoveAll(m.at("/etc/subnetd")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(m.at("/run")); err != nil {
-		t.Fatal(err)
-	}
+	m.want("wishes after a removal", m.read(uciPath), wishes)
+	m.forget()
 	m.want("what is left", m.tree(notes...), before)
 }
 
@@ -126,7 +122,7 @@ func (a *apkSteps) del() {
 	a.t.Helper()
 	a.script("pre-deinstall")
 	for _, f := range a.has.files {
-		if f.dir {
+		if f.dir || f.path == uciPath && a.read(f.path) != f.body {
 			continue
 		}
 		if err := os.Remove(a.at(f.path)); err != nil && !os.IsNotExist(err) {

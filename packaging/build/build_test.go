@@ -193,8 +193,6 @@ drwxr-xr-x 0/0 2023-11-14 ./etc/config/
 drwxr-xr-x 0/0 2023-11-14 ./etc/init.d/
 -rwxr-xr-x 0/0 2023-11-14 ./etc/init.d/subnetd
 -rwxr-xr-x 0/0 2023-11-14 ./etc/init.d/subnetd-guard
-drwxr-xr-x 0/0 2023-11-14 ./etc/subnetd/
--rw------- 0/0 2023-11-14 ./etc/subnetd/subnetd.toml
 drwxr-xr-x 0/0 2023-11-14 ./etc/uci-defaults/
 -rwxr-xr-x 0/0 2023-11-14 ./etc/uci-defaults/90-subnetd
 drwxr-xr-x 0/0 2023-11-14 ./lib/
@@ -243,7 +241,7 @@ func TestIPK(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, control)
 		}
 	}
-	if got := tool(t, "tar", "-xzOf", filepath.Join(dir, "control.tar.gz"), "./conffiles"); got != "/etc/config/subnetd\n/etc/subnetd/subnetd.toml\n" {
+	if got := tool(t, "tar", "-xzOf", filepath.Join(dir, "control.tar.gz"), "./conffiles"); got != uciPath+"\n" {
 		t.Errorf("conffiles:\n%s", got)
 	}
 }

@@ -12,8 +12,7 @@ import (
 
 const (
 	daemonPath = "/usr/sbin/subnetd"
-	wishesPath = "/etc/subnetd/subnetd.toml"
-	wishesFrom = "packaging/subnetd.toml"
+	wishesPath = "/etc/subnetd/subnetd.toml" // but for OpenWrt, which has its own
 )
 
 // file is one of those that a package puts into the system, as root's.
@@ -46,6 +45,7 @@ type format interface {
 
 // sources is where in the checkout a kind of package has its files.
 type sources struct {
+	files   map[string]string // -> where it goes
 	trees   map[string]string // folder -> where all of it goes
 	scripts string            // folder
 }
@@ -63,12 +63,15 @@ func (p pack) fileName() string { return p.format.name(p) }
 
 // fill reads what the package is made of.
 func (p *pack) fill(checkout fs.FS, daemon []byte) error {
-	wishes, err := fs.ReadFile(checkout, wishesFrom)
-	if err != nil {
-		return err
-	}
 	from := p.format.sources()
-	p.files = []file{{path: daemonPath, mode: 0o755, body: daemon}, placed(wishesPath, wishes)}
+	p.files = []file{{path: daemonPath, mode: 0o755, body: daemon}}
+	for name, to := range from.files {
+		body, err := fs.ReadFile(checkout, name)
+		if err != nil {
+			return err
+		}
+		p.files = append(p.files, placed(to, body))
+	}
 	for tree, to := range from.trees {
 		found, err := collect(checkout, tree, to)
 		if err != nil {
@@ -77,7 +80,8 @@ func (p *pack) fill(checkout fs.FS, daemon []byte) error {
 		p.files = append(p.files, found...)
 	}
 	sortFiles(p.files)
-	p.scripts, err = collect(checkout, from.scripts, "")
+	scripts, err := collect(checkout, from.scripts, "")
+	p.scripts = scripts
 	return err
 }
 

@@ -15,6 +15,7 @@ func (deb) versionOf(r revision) string { return r.debian() }
 
 func (deb) sources() sources {
 	return sources{
+		files:   map[string]string{"packaging/subnetd.toml": wishesPath},
 		trees:   map[string]string{"packaging/systemd": "/usr/lib/systemd/system"},
 		scripts: "packaging/deb/control",
 	}

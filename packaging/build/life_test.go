@@ -137,6 +137,16 @@ func (m machine) told() string {
 	return log
 }
 
+// forget takes away what a removal leaves to the owner of an OpenWrt router.
+func (m machine) forget() {
+	m.t.Helper()
+	for _, path := range []string{"/etc/subnetd", "/etc/config", "/run"} {
+		if err := os.RemoveAll(m.at(path)); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
 func (m machine) want(what, got, want string) {
 	m.t.Helper()
 	if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(got, "\n")); diff != "" {
@@ -183,6 +193,9 @@ func (m machine) dpkg(args ...string) {
 	m.t.Helper()
 	tool(m.t, "dpkg", append([]string{"--root=" + m.root, "--log=" + m.at("/var/log/dpkg.log"), "--force-confold"}, args...)...)
 }
+
+// uciPath is the configuration on OpenWrt.
+const uciPath = "/etc/config/subnetd"
 
 const ourKeys = "/var/lib/subnetd/identity"
 
@@ -346,12 +359,16 @@ func (o opkg) install(file string, upgrade bool) string {
 	return o.run([]string{"PKG_UPGRADE=" + map[bool]string{true: "1", false: "0"}[upgrade]}, o.info+"postinst", "configure")
 }
 
-// remove runs the scripts and deletes the package's files, and folders that are empty.
+// remove runs the scripts and deletes the package's files but for configuration that its
+// owner has changed, and folders that are empty.
 func (o opkg) remove() string {
 	o.t.Helper()
 	said := o.run([]string{"PKG_UPGRADE=0"}, o.info+"prerm", "remove")
 	all := strings.Fields(o.read(o.info + "list"))
 	for _, f := range all {
+		if f == uciPath && o.read(f) != packaged(o.t, f) {
+			continue
+		}
 		if err := os.Remove(o.at(f)); err != nil && !os.IsNotExist(err) {
 			o.t.Fatal(err)
 		}
@@ -362,6 +379,16 @@ func (o opkg) remove() string {
 		o.t.Fatal(err)
 	}
 	return said
+}
+
+// packaged is a file of the package for OpenWrt.
+func packaged(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(checkout + "/packaging/openwrt/root" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // ourFirewall is what UCI has of the firewall for a home in which nothing is special.
@@ -396,7 +423,7 @@ firewall.subnetd_tcp.dest_port='8410'
 
 // started is what procd is told when the service starts.
 const started = `subnetd: instance
-subnetd: command /usr/sbin/subnetd run --state /etc/subnetd/state --log-level info
+subnetd: command /usr/sbin/subnetd run --config /etc/config/subnetd --state /etc/subnetd/state --log-level info
 subnetd: file /usr/sbin/subnetd
 subnetd: respawn 3600 5 0
 subnetd: limits core=0 nofile=16384 16384
@@ -432,13 +459,13 @@ func TestIPKLife(t *testing.T) {
 		t.Errorf("/run -> %s, %v: the socket would be on flash", to, err)
 	}
 
-	const wishes = "[lan]\nexpose = \"all\"\n"
-	o.write(wishesPath, wishes, 0o600)
+	const wishes = "config lan 'lan'\n\toption expose 'all'\n"
+	o.write(uciPath, wishes, 0o600)
 	o.write("/etc/subnetd/state/identity", "keys", 0o600)
 	o.install(first, true)
 	o.want("an upgrade", o.told(), "subnetd: killed\ncommit firewall\n"+started+"subnetd guard --state /etc/subnetd/state\n") // no reload, no flash
 	o.want("the firewall after an upgrade", o.read("/uci/firewall"), theirs+ourFirewall)
-	o.want("wishes after an upgrade", o.read(wishesPath), wishes)
+	o.want("wishes after an upgrade", o.read(uciPath), wishes)
 	o.want("keys after an upgrade", o.read("/etc/subnetd/state/identity"), "keys")
 
 	said := o.remove()
@@ -447,12 +474,8 @@ func TestIPKLife(t *testing.T) {
 	if !strings.Contains(said, "stay in /etc/subnetd") {
 		t.Errorf("the owner does not read that his keys stay: %q", said)
 	}
-	if err := os.RemoveAll(o.at("/etc/subnetd")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(o.at("/run")); err != nil {
-		t.Fatal(err)
-	}
+	o.want("wishes after a removal", o.read(uciPath), wishes)
+	o.forget()
 	o.want("what is left", o.tree(notes...), before)
 }
 
@@ -461,7 +484,7 @@ func TestSysupgradeKeeps(t *testing.T) {
 	o := newOpkg(t)
 	o.unpack(filepath.Join(built(t), "subnetd_"+version+"_x86_64.ipk"))
 	kept := strings.Fields(o.read("/lib/upgrade/keep.d/subnetd") + o.read(o.info+"conffiles"))
-	for _, file := range []string{wishesPath, "/etc/subnetd/state/identity", "/etc/subnetd/policy.hujson", "/etc/config/subnetd"} {
+	for _, file := range []string{uciPath, wishesPath, "/etc/subnetd/state/identity", "/etc/subnetd/policy.hujson"} {
 		found := false
 		for _, k := range kept {
 			found = found || file == k || strings.HasSuffix(k, "/") && strings.HasPrefix(file, k)
@@ -575,13 +598,19 @@ func TestServiceOnOpenWrt(t *testing.T) {
 
 	o.write("/uci/subnetd", strings.Replace(ours, "log_level='info'", "log_level='debug'", 1), 0o644)
 	o.run(nil, service, "start")
-	if log := o.told(); !strings.Contains(log, "run --state /etc/subnetd/state --log-level debug\n") {
+	if log := o.told(); !strings.Contains(log, "run --config /etc/config/subnetd --state /etc/subnetd/state --log-level debug\n") {
 		t.Errorf("the log level is not the owner's:\n%s", log)
 	}
 
 	o.write("/uci/subnetd", ours, 0o644)
 	o.run(nil, service, "reload")
 	o.want("a reload", o.told(), "subnetd: signal subnetd * HUP\n"+started)
+
+	o.write(wishesPath, "", 0o600) // whoever has that keeps to it
+	o.run(nil, service, "start")
+	if log := o.told(); !strings.Contains(log, "run --config "+wishesPath+" --state") {
+		t.Errorf("the configuration is not the owner's:\n%s", log)
+	}
 
 	o.write("/uci/subnetd", strings.Replace(ours, "enabled='1'", "enabled='0'", 1), 0o644)
 	o.run(nil, service, "start")
