@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -55,23 +56,16 @@ func TestWhere(t *testing.T) {
 // without a restart.
 func TestRun(t *testing.T) {
 	r := newRig(t)
-	var ports [2]uint16
-	for i := range ports {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).AddrPort().Port()
-		l.Close()
-	}
+	ports := [...]uint16{20057, 20058} // below those that the kernel gives to whoever asks for any
+	n := rand.Uint32()
+	loopback := netip.AddrFrom4([4]byte{127, byte(1 + n>>16%254), byte(n >> 8), byte(1 + n%254)}) // nobody else's
 	troubles := make(chan string, 8)
 	r.cfg.Trouble = func(text string) { troubles <- text }
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- r.Run(ctx) }()
 	answers := func(port uint16) bool {
-		c, err := net.Dial("tcp4", netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port).String())
+		c, err := net.Dial("tcp4", netip.AddrPortFrom(loopback, port).String())
 		if err == nil {
 			c.Close()
 		}
@@ -85,22 +79,21 @@ func TestRun(t *testing.T) {
 			}
 		}
 	}
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	r.Set(Settings{Port: ports[0], Only: loopback})
+	r.Set(Settings{Port: ports[0], Mesh: []netip.Addr{loopback}, Only: loopback})
 	await(ports[0], true)
-	r.Set(Settings{Port: ports[1], Only: loopback})
+	r.Set(Settings{Port: ports[1], Mesh: []netip.Addr{loopback}, Only: loopback})
 	await(ports[1], true)
 	await(ports[0], false)
 	other, err := net.Listen("tcp4", netip.AddrPortFrom(loopback, ports[0]).String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Set(Settings{Port: ports[0], Only: loopback})
+	r.Set(Settings{Port: ports[0], Mesh: []netip.Addr{loopback}, Only: loopback})
 	if text := <-troubles; text != "The page is not served everywhere: another program has "+other.Addr().String()+"." {
 		t.Error(text)
 	}
 	other.Close()
-	r.Set(Settings{Port: ports[0], Only: loopback})
+	r.Set(Settings{Port: ports[0], Mesh: []netip.Addr{loopback}, Only: loopback})
 	if text := <-troubles; text != "" {
 		t.Error(text)
 	}

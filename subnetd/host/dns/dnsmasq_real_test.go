@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -58,10 +59,11 @@ func answerer(t *testing.T) netip.AddrPort {
 	return netip.MustParseAddrPort(pc.LocalAddr().String())
 }
 
-// masq is a real dnsmasq on a port of loopback.
+// masq is a real dnsmasq on a loopback address of its own, and a port below those that the kernel gives to whoever asks for
+// any: one that was free a moment ago may be another test's by now.
 type masq struct {
 	t    *testing.T
-	port string
+	at   netip.AddrPort
 	args []string
 	kill func()
 }
@@ -71,14 +73,10 @@ func newMasq(t *testing.T, dir string) *masq {
 	if _, err := exec.LookPath("dnsmasq"); err != nil {
 		t.Skip("dnsmasq is not here")
 	}
-	ln, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &masq{t: t, port: strconv.Itoa(ln.Addr().(*net.TCPAddr).Port)}
-	ln.Close()
-	m.args = []string{"--keep-in-foreground", "--conf-file=/dev/null", "--conf-dir=" + dir, "--pid-file=", "--user=root", "--no-resolv", "--no-hosts", "--port=" + m.port,
-		"--stop-dns-rebind", "--bogus-priv", "--domain-needed", "--bind-interfaces", "--listen-address=127.0.0.1", "--host-record=up.test,192.0.2.1"}
+	n := rand.Uint32()
+	m := &masq{t: t, at: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, byte(1 + n>>16%254), byte(n >> 8), byte(1 + n%254)}), 20056)}
+	m.args = []string{"--keep-in-foreground", "--conf-file=/dev/null", "--conf-dir=" + dir, "--pid-file=", "--user=root", "--no-resolv", "--no-hosts", "--port=" + strconv.Itoa(int(m.at.Port())),
+		"--stop-dns-rebind", "--bogus-priv", "--domain-needed", "--bind-interfaces", "--listen-address=" + m.at.Addr().String(), "--host-record=up.test,192.0.2.1"}
 	t.Cleanup(m.stop)
 	return m
 }
@@ -119,7 +117,7 @@ func (m *masq) restart(ctx context.Context, _ ...string) error {
 
 // ask gives the first answer, or the status.
 func (m *masq) ask(name string, kind dnsmessage.Type) string {
-	c, err := net.Dial("udp4", "127.0.0.1:"+m.port)
+	c, err := net.Dial("udp4", m.at.String())
 	if err != nil {
 		return err.Error()
 	}
