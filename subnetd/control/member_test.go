@@ -109,7 +109,7 @@ func (m *member) identities() []Identity {
 // await waits, in true time, until ok.
 func (m *member) await(what string, ok func() bool) {
 	m.t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(time.Minute)
 	for {
 		m.mu.Lock()
 		news := m.news

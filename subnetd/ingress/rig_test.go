@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-const patience = 20 * time.Second // with what has to happen sometime
+const patience = time.Minute // with what has to happen sometime
 
 // rig is a server on a port of this machine.
 type rig struct {
@@ -182,7 +182,7 @@ func isTimeout(err error) bool {
 // until waits for something that has to happen without being caused any more.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); runtime.Gosched() {
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)
 		}

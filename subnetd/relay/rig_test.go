@@ -25,7 +25,7 @@ import (
 	"tailscale.com/types/key"
 )
 
-const patience = 20 * time.Second // with what has to happen sometime
+const patience = time.Minute // with what has to happen sometime
 
 // members are who is admitted.
 type members struct {
@@ -252,7 +252,7 @@ func greeted(t testing.TB, conn net.Conn, brw *bufio.ReadWriter, k key.NodePriva
 // until waits for something that has to happen without being caused any more.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); runtime.Gosched() {
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)
 		}

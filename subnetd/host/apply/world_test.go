@@ -65,7 +65,7 @@ func privateNames() error {
 }
 
 // patience bounds waits for what must come; nothing waits for what must not.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // run executes lines of commands and fails the test if one fails.
 func run(t testing.TB, lines ...string) string {

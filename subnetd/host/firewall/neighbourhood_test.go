@@ -16,7 +16,7 @@ import (
 )
 
 // patience bounds waits for what must come; nothing waits for what must not.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // neighbourhood makes this namespace a router, with others around it:
 //

@@ -193,7 +193,7 @@ func (e *echo) end(t *testing.T) (sent, back int64) {
 	t.Helper()
 	close(e.stop)
 	<-e.stopped
-	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline) && e.back.Load() < e.sent.Load(); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline) && e.back.Load() < e.sent.Load(); {
 		time.Sleep(10 * time.Millisecond) // there is no event for what does not come
 	}
 	_ = e.peer.Close()

@@ -58,7 +58,7 @@ func house(t *testing.T) {
 func settled(t *testing.T, addrs ...string) {
 	t.Helper()
 	for _, a := range addrs {
-		for deadline := time.Now().Add(10 * time.Second); !strings.Contains(run(t, "ip -6 route show table local"), "local "+a+" "); {
+		for deadline := time.Now().Add(30 * time.Second); !strings.Contains(run(t, "ip -6 route show table local"), "local "+a+" "); {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s never settled", a)
 			}

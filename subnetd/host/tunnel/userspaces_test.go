@@ -187,7 +187,7 @@ func deliver(t *testing.T, what string, to *tuntest.ChannelTUN, want []byte) {
 		if !bytes.Equal(got, want) {
 			t.Fatalf("%s: %x, want %x", what, got, want)
 		}
-	case <-time.After(4 * time.Second): // WireGuard's own repair takes five seconds, or fifteen
+	case <-time.After(beforeRepair):
 		t.Fatalf("%s: nothing", what)
 	}
 }
@@ -221,7 +221,7 @@ func TestUserspaces(t *testing.T) {
 	// From the other end, whose keys are those of the interface that is gone.
 	h.choose(t)
 	back := tuntest.Ping(addrA, h.all.Peers[2].AllowedIPs[0].Addr())
-	deadline := time.After(4 * time.Second)
+	deadline := time.After(beforeRepair)
 	for every := time.NewTicker(20 * time.Millisecond); ; {
 		select {
 		case h.peers[2].tun.Outbound <- back:

@@ -160,7 +160,7 @@ func start(t testing.TB, c Config) *rig {
 			t.Errorf("Run: %v", err)
 		}
 		for n := 0; runtime.NumGoroutine() > before; n++ { // those that are told to end, end soon
-			if n == 1000 {
+			if n == 20000 {
 				buf := make([]byte, 1<<20)
 				t.Fatalf("goroutines are left:\n%s", buf[:runtime.Stack(buf, true)])
 			}
@@ -177,7 +177,7 @@ func (r *rig) later(d time.Duration) { r.offset.Add(int64(d)) }
 func (r *rig) wait(what string, is func([]lan.Thing) bool) {
 	r.t.Helper()
 	begun := time.Now()
-	limit := time.After(20 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		r.mu.Lock()
 		things := r.things
