@@ -132,9 +132,7 @@ func TestHidingAndCalling(t *testing.T) {
 
 // Whatever is done in whatever order, the file can be read again and says the same.
 func TestWishesLast(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
+	r := rand.New(rand.NewPCG(1, 0)) // the same in every run: what is red is so because of a change
 	macs := []string{mac1, mac2, "02:00:00:00:00:03"}
 	names := []string{"", "a", "b", "c"}
 	addrs := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::1")}

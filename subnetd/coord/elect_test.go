@@ -157,9 +157,7 @@ func naive(nodes map[tailcfg.NodeID]*claim, p netip.Prefix, had tailcfg.NodeID) 
 // The election is what the naive one says, whatever happened before.
 func TestElection(t *testing.T) {
 	routes := prefixes("10.0.0.0/24", "10.0.1.0/24", "fd00::/64")
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := rand.New(rand.NewPCG(1, 0)) // the same in every run: what is red is so because of a change
 	bubble(t, func(t *testing.T, m *mesh) {
 		var ids []tailcfg.NodeID
 		for i := range 5 {

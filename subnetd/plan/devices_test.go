@@ -156,9 +156,7 @@ func TestUnapprovedFix(t *testing.T) {
 // mesh addresses is, or, if its route is approved, where a rule says so itself; one
 // with a limit, on its ports only.
 func TestWithDevices(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
+	r := rand.New(rand.NewPCG(1, 0)) // the same in every run: what is red is so because of a change
 	const n = 16
 	worlds := 500
 	if testing.Short() { // on an emulated processor each takes as long as fifty here

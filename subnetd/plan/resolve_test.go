@@ -88,9 +88,7 @@ func TestResolveNames(t *testing.T) {
 // or had the address last while nobody else has it; and it is stable: the same things
 // give the same again.
 func TestResolveIsTrue(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
+	r := rand.New(rand.NewPCG(1, 0)) // the same in every run: what is red is so because of a change
 	macs := []string{printerMAC, tvMAC, "02:00:00:00:00:03", "02:00:00:00:00:04"}
 	lans, own := prefixes("192.168.77.0/29", "fd77:77::/64"), addresses("192.168.77.1", "fd77:77::1")
 	c := config.LAN{Devices: []config.Device{{Name: "printer", MAC: macs[0]}, {Name: "tv", MAC: macs[1]}}}

@@ -122,9 +122,7 @@ func lookup(t *testing.T, a acl, src, dst netip.Addr, proto uint8, port uint16) 
 
 // Whatever the rules, the compiled list allows what they say and nothing else.
 func TestACLMeaning(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
+	r := rand.New(rand.NewPCG(1, 0)) // the same in every run: what is red is so because of a change
 	protos := []uint8{protoTCP, protoUDP, protoICMP, protoICMPv6, protoSCTP, 47, protoTSMP, 50}
 	ports := []uint16{0, 8, 79, 80, 81, 90, 91, 443, 444, 65535}
 	for range 300 {
@@ -149,9 +147,7 @@ func TestACLMeaning(t *testing.T) {
 
 // Range arithmetic against a table of bits.
 func TestRanges(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
+	r := rand.New(rand.NewPCG(1, 0)) // the same in every run: what is red is so because of a change
 	bits := func(rs []mesh.Range, v6 bool) (out [16]bool) {
 		for i := range 16 {
 			out[i] = slices.ContainsFunc(rs, func(x mesh.Range) bool { return within(x, small(i, v6)) })

@@ -103,9 +103,7 @@ func naive(sources []host.ExitSource, mac, link string) int {
 
 // Runs of maps decide as the list does, whoever is in it how often.
 func TestBySourceOracle(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd := rand.New(rand.NewPCG(1, 0)) // the same in every run: what is red is so because of a change
 	macs := []string{"02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03", "02:00:00:00:00:04"}
 	links := []string{"lan0", "lan1", "guest0", "lan0.7"}
 	some := func(all []string) (out []string) {

@@ -254,9 +254,7 @@ func TestClosed(t *testing.T) {
 // Whatever others write, what we call shut is shut; and what is shut by rules that we understand we say.
 func TestClosedAtRandom(t *testing.T) {
 	strangersWorld(t)
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
+	r := rand.New(rand.NewPCG(1, 0)) // the same in every run: what is red is so because of a change
 	understood, shutOnes := 0, 0
 	for n := 0; n < 60; {
 		rules, known := randomInput(r)

@@ -307,9 +307,7 @@ func TestNoInterface(t *testing.T) {
 // exactly the last config, and a second Set has nothing to do.
 func TestWalk(t *testing.T) {
 	world(t, "m0")
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd := rand.New(rand.NewPCG(1, 0)) // the same in every run: what is red is so because of a change
 	addrs := prefixes("100.64.0.1/32", "100.64.0.2/32", "fd7a:115c:a1e0::1/128", "fd7a:115c:a1e0::2/128")
 	routes := prefixes("0.0.0.0/0", "100.64.0.0/10", "10.0.0.0/8", "10.0.0.0/9", "192.168.1.0/24", "1.2.3.4/32",
 		"::/0", "fd00::/8", "fd7a:115c:a1e0::/48", "fd7a:115c:a1e0::9/128")

@@ -342,9 +342,7 @@ func rules(t *testing.T, first, last string) string {
 // where the last value says, and has nothing else to do.
 func TestWalkOfWays(t *testing.T) {
 	house(t)
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd := rand.New(rand.NewPCG(1, 0)) // the same in every run: what is red is so because of a change
 	disturb := []string{
 		"ip rule flush", "ip -6 route flush table 8411", "ip route flush table 8412", "ip rule del priority 5183", "ip link set mesh-x down",
 		"ip addr flush dev mesh-y", "ip rule add priority 5184 table 8415", "ip route add 9.9.9.9/32 dev mesh-y table 8413", "ip -6 rule del priority 5194",
