@@ -16,7 +16,7 @@ running=()
 for arch in mips mipsle; do
 	name=qemu-${arch/%le/el}
 	if qemu=$(command -v "$name"); then
-		GOARCH=$arch GOMIPS=softfloat CGO_ENABLED=0 go test -trimpath -vet=off -count=1 -short -exec "$qemu" "${tested[@]}" >"$tmp/$arch" 2>&1 &
+		GOARCH=$arch GOMIPS=softfloat CGO_ENABLED=0 go test -trimpath -vet=off -count=1 -timeout=60m -short -exec "$qemu" "${tested[@]}" >"$tmp/$arch" 2>&1 &
 		running+=("$arch:$!")
 	else
 		echo "no $name: the pure packages are not run as $arch" >&2

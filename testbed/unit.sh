@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The unit tests, with the race detector; without it where nothing runs beside anything else, since that is seven times as
-# fast there. Then the figures that the race detector would spoil. go vet is for lint.sh.
+# fast there. Then the figures that the race detector would spoil, and long walks. go vet is for lint.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,7 +15,11 @@ done
 mapfile -t calm < <(go list "${calm[@]/#/./subnetd/}")
 mapfile -t others < <(go list ./subnetd/... ./webui/... ./packaging/... ./testbed/swarm | grep -vxF "$(printf '%s\n' "${calm[@]}")")
 
-go test -vet=off -race "${others[@]}"
-go test -vet=off "${calm[@]}"
-go test -vet=off -count=1 -v -run 'Thousand|TestAllocations|ManyNodes|ManyChanges' \
+# From the cache come packages, never results (-count=1); with -trimpath also those that were built in another directory. Beside
+# a guest, and after everybody else (all.sh), a package may take long.
+flags=(-trimpath -vet=off -count=1 -timeout=60m)
+
+go test "${flags[@]}" -race "${others[@]}"
+go test "${flags[@]}" "${calm[@]}"
+go test "${flags[@]}" -v -run 'Thousand|TestAllocations|ManyNodes|ManyChanges|TestWalk$|TestSessionOracle' \
 	./subnetd/control ./subnetd/coord ./subnetd/host/tunnel ./subnetd/underlay | grep -E '_test.go|^(ok|FAIL|---)'
