@@ -314,7 +314,7 @@ func TestPortMapUPnPSockets(t *testing.T) {
 	}
 }
 
-// A router at which nobody listens is asked three times, not for two minutes.
+// A router at which nobody listens is asked a few times, not for two minutes.
 func TestPortMapUnheard(t *testing.T) {
 	noLeak(t)
 	closed, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -340,7 +340,8 @@ func TestPortMapUnheard(t *testing.T) {
 			t.Fatal("the round goes on")
 		}
 	}
-	if m.tries > mapRefusals+1 || m.held.IsValid() {
+	// A refusal that a busy machine tells after the next request, at first a quarter of a second later, begins the count anew.
+	if m.tries > 2*mapRefusals || m.held.IsValid() {
 		t.Fatalf("%d requests", m.tries)
 	}
 	if wait := time.Until(m.retry); wait < mapRetry-time.Minute || wait > mapRetry {

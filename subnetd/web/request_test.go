@@ -111,7 +111,7 @@ func TestMoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer events.Body.Close()
-	defer time.AfterFunc(20*time.Second, func() { _ = events.Body.Close() }).Stop() // a stream that goes on is a failure
+	defer time.AfterFunc(time.Minute, func() { _ = events.Body.Close() }).Stop() // a stream that goes on is a failure
 	moved := *r.now.Load()
 	moved.Port++
 	r.Set(moved)
