@@ -56,8 +56,7 @@ func TestWhere(t *testing.T) {
 func TestRun(t *testing.T) {
 	r := newRig(t)
 	ports := [...]uint16{20057, 20058} // below those that the kernel gives to whoever asks for any
-	n := rand.Uint32()
-	loopback := netip.AddrFrom4([4]byte{127, byte(1 + n>>16%254), byte(n >> 8), byte(1 + n%254)}) // nobody else's
+	loopback := nobodys()
 	troubles := make(chan string, 8)
 	r.cfg.Trouble = func(text string) { troubles <- text }
 	ctx, cancel := context.WithCancel(t.Context())
@@ -104,15 +103,21 @@ func TestRun(t *testing.T) {
 	await(ports[0], false)
 }
 
+// nobodys is one of this machine's sixteen million own addresses, and nobody else's.
+func nobodys() netip.Addr {
+	n := rand.Uint32()
+	return netip.AddrFrom4([4]byte{127, byte(1 + n>>16%254), byte(n >> 8), byte(1 + n%254)})
+}
+
 // TestGiven: a socket that was open before is served, also for who called before, and what
 // is at its address is no trouble; all other addresses get sockets of their own.
 func TestGiven(t *testing.T) {
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	given, err := net.Listen("tcp4", "127.0.0.1:0")
+	second := nobodys()
+	at := netip.MustParseAddrPort("127.0.0.1:20059")
+	given, err := net.Listen("tcp4", at.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := given.Addr().(*net.TCPAddr).AddrPort()
 	r := newRig(t, func(c *Config) {
 		c.Given = []net.Listener{given}
 		c.Trouble = func(text string) { t.Errorf("trouble: %q", text) }
@@ -125,15 +130,15 @@ func TestGiven(t *testing.T) {
 	if _, err := io.WriteString(early, "GET /v1/page HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	r.Set(Settings{Port: at.Port(), Home: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/8")}})
+	r.Set(Settings{Port: at.Port(), Home: []netip.Prefix{netip.PrefixFrom(second, 8)}})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- r.Run(ctx) }()
 	if res, err := http.ReadResponse(bufio.NewReader(early), nil); err != nil || res.StatusCode != http.StatusOK {
 		t.Errorf("who called before: %v, %v", res, err)
 	}
-	other := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 2}), at.Port()).String()
-	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+	other := netip.AddrPortFrom(second, at.Port()).String()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
 		res, err := http.Get("http://" + other + "/v1/page")
 		if err == nil {
 			res.Body.Close()
@@ -145,8 +150,8 @@ func TestGiven(t *testing.T) {
 	}
 
 	// The owner has the page elsewhere now: the socket is no way around that.
-	r.Set(Settings{Port: at.Port(), Only: netip.MustParseAddr("127.0.0.2"), Home: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/8")}})
-	res, err := http.Get("http://" + netip.AddrPortFrom(loopback, at.Port()).String() + "/v1/page")
+	r.Set(Settings{Port: at.Port(), Only: second, Home: []netip.Prefix{netip.PrefixFrom(second, 8)}})
+	res, err := http.Get("http://" + at.String() + "/v1/page")
 	if err != nil || res.StatusCode != http.StatusForbidden {
 		t.Errorf("where the page is not: %v, %v", res, err)
 	} else {
