@@ -489,7 +489,8 @@ func TestKernelEndpoints(t *testing.T) {
 func TestConduitOut(t *testing.T) {
 	noLeak(t)
 	outside(t)
-	r := startRouter(t, nil)
+	clock := newTestClock() // it stands: that something is sent is told once a second
+	r := startRouter(t, func(c *Config) { c.Now = clock.now })
 	share(t, public, r.Inner())
 	world := listenThere(t, "198.51.100.2:0")
 	other := listenThere(t, "[2001:db8::2]:0")
