@@ -21,7 +21,10 @@ const programs = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // command runs a program of this machine to its end. The error has what it said.
 // os/exec does more, and is 65 kB larger on MIPS.
-func command(ctx context.Context, args ...string) error {
+func command(ctx context.Context, args ...string) error { return tell(ctx, "", args...) }
+
+// tell is command for a program that reads a few words, at most 4,096 bytes.
+func tell(ctx context.Context, words string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, mostCommand)
 	defer cancel()
 	out, in, err := os.Pipe()
@@ -29,7 +32,7 @@ func command(ctx context.Context, args ...string) error {
 		return err
 	}
 	defer out.Close()
-	p, err := start(in, args)
+	p, err := start(words, in, args)
 	if err := errors.Join(err, in.Close()); err != nil {
 		return err
 	}
@@ -45,27 +48,39 @@ func command(ctx context.Context, args ...string) error {
 		return err
 	}
 	_ = out.SetReadDeadline(time.Now().Add(lastWords))
-	words := <-said
+	answer := <-said
 	if ctx.Err() != nil {
-		return fmt.Errorf("stopped: %w: %q", ctx.Err(), words)
+		return fmt.Errorf("stopped: %w: %q", ctx.Err(), answer)
 	}
 	if !end.Success() {
-		return fmt.Errorf("%s: %q", end, words)
+		return &commandError{end, answer}
 	}
 	return nil
 }
 
-func start(out *os.File, args []string) (*os.Process, error) {
+// commandError is a program that ran, and failed.
+type commandError struct {
+	*os.ProcessState
+	said []byte
+}
+
+func (e *commandError) Error() string { return fmt.Sprintf("%s: %q", e.ProcessState, e.said) }
+
+func start(words string, out *os.File, args []string) (*os.Process, error) {
 	path, err := program(args[0])
 	if err != nil {
 		return nil, err
 	}
-	null, err := os.Open(os.DevNull)
+	in, to, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	defer null.Close()
-	return os.StartProcess(path, args, &os.ProcAttr{Files: []*os.File{null, out, out}})
+	defer in.Close()
+	_, err = to.WriteString(words) // a pipe holds them
+	if err := errors.Join(err, to.Close()); err != nil {
+		return nil, err
+	}
+	return os.StartProcess(path, args, &os.ProcAttr{Files: []*os.File{in, out, out}})
 }
 
 // program is where a program is.

@@ -26,7 +26,7 @@ import (
 func (d *daemon) newPage() (*web.Server, error) {
 	return web.New(web.Config{
 		Funcs: d.funcs(), Files: webui.Files(), Store: d.dir, Member: d.memberAt, Rest: d.pageRest, Traffic: d.traffic, Ring: d.ring,
-		Given:   d.service.web(),
+		Given: d.service.web(), Login: systemLogin(loginProgram),
 		Version: version, Now: time.Now, Random: rand.Reader, Log: d.logger("page"),
 		Trouble: func(text string) {
 			if text != "" {

@@ -204,6 +204,7 @@ drwxr-xr-x 0/0 2023-11-14 ./usr/libexec/
 drwxr-xr-x 0/0 2023-11-14 ./usr/libexec/subnetd/
 -rwxr-xr-x 0/0 2023-11-14 ./usr/libexec/subnetd/firewall
 -rwxr-xr-x 0/0 2023-11-14 ./usr/libexec/subnetd/leave
+-rwxr-xr-x 0/0 2023-11-14 ./usr/libexec/subnetd/login
 drwxr-xr-x 0/0 2023-11-14 ./usr/sbin/
 -rwxr-xr-x 0/0 2023-11-14 ./usr/sbin/subnetd
 `

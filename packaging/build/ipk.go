@@ -20,10 +20,11 @@ func (ipk) sources() sources {
 	}
 }
 
-// openwrtDepends: without the kernel's WireGuard the daemon carries packets itself, through
-// a TUN device. jsonfilter is what the firewall's script reads the daemon's plan with.
+// openwrtDepends: without the kernel's WireGuard the daemon carries packets itself,
+// through a TUN device. jsonfilter is what the firewall's script reads the daemon's plan
+// with, and rpcd knows root's password.
 func openwrtDepends() []string {
-	return []string{"ca-bundle", "firewall4", "jsonfilter", "kmod-nft-nat", "kmod-tun", "kmod-wireguard"}
+	return []string{"ca-bundle", "firewall4", "jsonfilter", "kmod-nft-nat", "kmod-tun", "kmod-wireguard", "rpcd"}
 }
 
 func (ipk) encode(p pack) ([]byte, error) {

@@ -618,3 +618,35 @@ func TestServiceOnOpenWrt(t *testing.T) {
 		t.Errorf("it is started against its owner's will:\n%s", log)
 	}
 }
+
+// TestLoginOnOpenWrt: the page's door is root's password, and a router without one is
+// not open.
+func TestLoginOnOpenWrt(t *testing.T) {
+	const asked = "ubus -t 5 list session\n"
+	const login = "ubus -t 5 call session login \n"
+	for name, tc := range map[string]struct {
+		shadow, question, log string
+		code                  int
+	}{
+		"right":        {"toor", `{"password":"toor","username":"root"}`, asked + login + login, 0},
+		"wrong":        {"toor", `{"password":"root","username":"root"}`, asked + login, 1},
+		"another user": {"toor", `{"password":"toor","username":"admin"}`, asked + login, 1},
+		"none is set":  {"", `{"password":"toor","username":"root"}`, asked + login + login, 3},
+		"no rpcd":      {"no rpcd", `{"password":"no rpcd","username":"root"}`, asked, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOpkg(t)
+			o.copy(checkout+"/packaging/openwrt/root/usr/libexec/subnetd/login", "/login")
+			o.write("/proc/sys/kernel/random/uuid", "11111111-1111-1111-1111-111111111111\n", 0o644)
+			o.write("/shadow", tc.shadow, 0o600)
+			if tc.shadow == "no rpcd" {
+				o.write("/no-rpcd", "", 0o600)
+			}
+			o.write("/question", tc.question, 0o600)
+			if got := o.run(nil, "/bin/sh", "-c", "/login </question 2>/dev/null; echo $?"); got != fmt.Sprintln(tc.code) {
+				t.Errorf("exit code %s", got)
+			}
+			o.want("what was asked", o.told(), tc.log)
+		})
+	}
+}

@@ -10,6 +10,7 @@ type Page struct {
 	Member  string    `json:"member,omitempty"`  // name of the node that asks, if it comes by the mesh
 	Who     string    `json:"who,omitempty"`     // whose it is, or the name that was logged in with; "": the password alone
 	Owner   bool      `json:"owner,omitempty"`   // may change things; else may look only
+	Root    bool      `json:"root,omitempty"`    // the password is that of this machine's root
 	Retry   int       `json:"retry,omitempty"`   // seconds until a password is looked at again
 	Host    string    `json:"host,omitempty"`    // this router's name
 	Version string    `json:"version,omitempty"` // of the program, once logged in

@@ -48,13 +48,15 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request, v visit) {
 
 // Why somebody is not let in.
 var (
-	errSet      = errors.New("a password is set already: log in with it")
-	errBusy     = errors.New("too many passwords are told at once: wait a moment")
-	errWait     = errors.New("too many wrong passwords: wait before the next")
-	errMeshOnly = errors.New("over the mesh it counts whose device asks, not a password: log in without one")
-	errShut     = errors.New("the first password can be set from home only, within an hour after the start: restart this router, or run `subnetd web password` on it")
-	errLost     = errors.New("the file of the page's password was damaged: run `subnetd web password` on this router to set a new one")
-	errLogIn    = errors.New("log in first")
+	errSet  = errors.New("a password is set already: log in with it")
+	errBusy = errors.New("too many passwords are told at once: wait a moment")
+	errWait = errors.New("too many wrong passwords: wait before the next")
+	// ErrNoPassword is what Config.Login says of a machine that is open.
+	ErrNoPassword = errors.New("this router's root has no password: set one with `passwd`, or in LuCI under System, Administration, and log in with it here")
+	errMeshOnly   = errors.New("over the mesh it counts whose device asks, not a password: log in without one")
+	errShut       = errors.New("the first password can be set from home only, within an hour after the start: restart this router, or run `subnetd web password` on it")
+	errLost       = errors.New("the file of the page's password was damaged: run `subnetd web password` on this router to set a new one")
+	errLogIn      = errors.New("log in first")
 )
 
 func (s *Server) fail(w http.ResponseWriter, v visit, err error) {
@@ -69,7 +71,7 @@ func (s *Server) fail(w http.ResponseWriter, v visit, err error) {
 	case errors.Is(err, errWait), errors.Is(err, errBusy):
 		code, f.Retry = http.StatusTooManyRequests, max(s.retry(v), 1)
 		w.Header().Set("Retry-After", strconv.Itoa(f.Retry))
-	case errors.Is(err, errSet), errors.Is(err, errShut), errors.Is(err, errLost), errors.Is(err, errMeshOnly), errors.Is(err, api.ErrLookOnly):
+	case errors.Is(err, errSet), errors.Is(err, errShut), errors.Is(err, errLost), errors.Is(err, errMeshOnly), errors.Is(err, ErrNoPassword), errors.Is(err, api.ErrLookOnly):
 		code = http.StatusForbidden
 	}
 	answer(w, code, f)
@@ -100,7 +102,7 @@ func (s *Server) described(v visit, x *session, who api.Asker) status.Page {
 			p.Who = x.user
 		}
 	case v.identified() || set || s.cfg.Login != nil:
-		p.Owner = v.member.Owner
+		p.Owner, p.Root = v.member.Owner, !set && s.cfg.Login != nil
 	case lost:
 		p.State, p.Text = status.PageShut, errLost.Error()
 	case err != nil:
@@ -115,7 +117,7 @@ func (s *Server) described(v visit, x *session, who api.Asker) status.Page {
 func (s *Server) maySet(v visit) error {
 	set, lost := s.secret.state()
 	switch {
-	case set:
+	case set || s.cfg.Login != nil:
 		return errSet
 	case lost:
 		return errLost
@@ -158,10 +160,15 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request, v visit, _ *sessi
 	if v.over == overMesh {
 		x.member = v.from
 	}
-	right := func(context.Context) error { return s.secret.check(b.Password) }
-	if s.cfg.Login != nil && b.User != "" {
-		x.user, right = b.User, func(ctx context.Context) error { return s.cfg.Login(ctx, b.User, b.Password) }
+	if s.cfg.Login == nil {
+		b.User = ""
+	} else if set, _ := s.secret.state(); !set && b.User == "" {
+		b.User = root
 	}
+	if x.password {
+		x.user = b.User
+	}
+	right := s.right(b.User, b.Password)
 	in := func() error {
 		s.cfg.Log.Info("somebody logged in", "from", v.from, "member", v.member.Name)
 		return s.logIn(w, x)
@@ -173,6 +180,19 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request, v visit, _ *sessi
 		return nil, errMeshOnly
 	}
 	return x, in()
+}
+
+// root is whose password counts as long as the page has none of its own.
+const root = "root"
+
+// right asks whose password that is: the page's own, or a user's of this machine.
+func (s *Server) right(user, password string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if user != "" {
+			return s.cfg.Login(ctx, user, password)
+		}
+		return s.secret.check(password)
+	}
 }
 
 // guess has a password looked at, if it is its sender's turn, and does what follows if it
@@ -194,7 +214,11 @@ func (s *Server) guess(ctx context.Context, v visit, right func(context.Context)
 	if s.tries.wait(s.cfg.Now(), v.from) > 0 { // by what was wrong meanwhile
 		return errWait
 	}
-	if err := right(ctx); err != nil {
+	err := right(ctx)
+	switch {
+	case errors.Is(err, ErrNoPassword):
+		return err
+	case err != nil:
 		if s.tries.wrong(s.cfg.Now(), v.from) == freeTries {
 			s.cfg.Log.Warn("wrong passwords, more are slowed down", "from", v.from)
 		}
@@ -232,7 +256,7 @@ func (s *Server) password(w http.ResponseWriter, r *http.Request, v visit, x *se
 		return nil, err
 	}
 	if x.password {
-		old := func(context.Context) error { return s.secret.check(b.Old) }
+		old := s.right(x.user, b.Old)
 		x = &session{password: true, member: x.member}
 		return x, s.guess(r.Context(), v, old, func() error {
 			if err := s.setLocked(b.New); err != nil {

@@ -555,22 +555,58 @@ func TestSessionsBounded(t *testing.T) {
 }
 
 func TestLoginOfTheMachine(t *testing.T) {
+	open := false
 	r := newRig(t, func(c *Config) {
 		c.Login = func(_ context.Context, user, pass string) error {
-			if user != "root" || pass != "toor" {
+			switch {
+			case open:
+				return ErrNoPassword
+			case user != "root" || pass != "toor":
 				return errors.New("no")
 			}
 			return nil
 		}
 	})
-	if p := r.do(request{path: "/v1/page"}).page(t); p.State != status.PageLogin {
+	login := func(user, pass string) reply {
+		return r.do(request{path: "/v1/page/login", body: status.PageSecret{User: user, Password: pass}})
+	}
+	if p := r.do(request{path: "/v1/page"}).page(t); p.State != status.PageLogin || !p.Root {
 		t.Fatalf("%+v", p)
 	}
-	if a := r.do(request{path: "/v1/page/login", body: status.PageSecret{User: "root", Password: "x"}}); a.code != 401 {
+	// Nobody at home gets round it by being the first.
+	if a := r.do(request{path: "/v1/page/setup", body: status.PageSecret{Password: "long enough"}}); a.code != 403 {
 		t.Fatal(a.code)
 	}
-	if p := r.do(request{path: "/v1/page/login", body: status.PageSecret{User: "root", Password: "toor"}}).page(t); !p.Owner || p.Who != "root" {
+	open = true
+	if a := login("", "toor"); a.code != 403 || !strings.Contains(string(a.body), "passwd") {
+		t.Fatalf("%d %s", a.code, a.body)
+	}
+	open = false
+	if a := login("root", "x"); a.code != 401 {
+		t.Fatal(a.code)
+	}
+	if a := login("admin", "toor"); a.code != 401 {
+		t.Fatal(a.code)
+	}
+	a := login("", "toor")
+	if p := a.page(t); !p.Owner || p.Who != "root" {
 		t.Fatalf("%+v", p)
+	}
+	// With root's password a page of its own is set, which counts from then on.
+	change := func(old string) int {
+		return r.do(request{path: "/v1/page/password", cookie: a.cookie(), body: status.PagePassword{Old: old, New: "the page's own"}}).code
+	}
+	if code := change("wrong"); code != 401 {
+		t.Fatal(code)
+	}
+	if code := change("toor"); code != 200 {
+		t.Fatal(code)
+	}
+	if p := r.do(request{path: "/v1/page"}).page(t); p.State != status.PageLogin || p.Root {
+		t.Fatalf("%+v", p)
+	}
+	if a, b := login("", "toor").code, login("", "the page's own").code; a != 401 || b != 200 {
+		t.Fatal(a, b)
 	}
 }
 

@@ -50,8 +50,9 @@ type Config struct {
 	// Given are sockets that were open before us. They are served where Settings has the
 	// page, and to the same people.
 	Given []net.Listener
-	// Login asks this machine whether that user may; nil: there is only the page's
-	// own password.
+	// Login asks this machine whether that user may, ErrNoPassword if anybody could be
+	// it. As long as the page has no password of its own, it is that of root. Nil: the
+	// page's own is the only one.
 	Login func(ctx context.Context, user, password string) error
 	// Rest is what Events show beside the snapshot. Whoever knows that it changed
 	// calls Look.

@@ -305,6 +305,8 @@ export interface Page {
   who?: string;
   // may change things; else may look only
   owner?: boolean;
+  // the password is that of this machine's root
+  root?: boolean;
   // seconds until a password is looked at again
   retry?: number;
   // this router's name

@@ -27,7 +27,7 @@ export function LoginPage({ page, enter, again }: { page: Page; enter: (p: Page)
           </>
         ) : (
           <Form apart button={t("login.go")} send={async () => enter(await api.login({ password }))}>
-            <Field label={t("password")} type="password" complete="current-password" value={password} set={setPassword} required />
+            <Field label={t(page.root ? "password.root" : "password")} type="password" complete="current-password" value={password} set={setPassword} required />
             {(page.retry ?? 0) > 0 && <p class="notice warn">{t("login.retry", { n: page.retry ?? 0 })}</p>}
           </Form>
         )}
