@@ -207,6 +207,18 @@ drwxr-xr-x 0/0 2023-11-14 ./usr/libexec/subnetd/
 -rwxr-xr-x 0/0 2023-11-14 ./usr/libexec/subnetd/login
 drwxr-xr-x 0/0 2023-11-14 ./usr/sbin/
 -rwxr-xr-x 0/0 2023-11-14 ./usr/sbin/subnetd
+drwxr-xr-x 0/0 2023-11-14 ./usr/share/
+drwxr-xr-x 0/0 2023-11-14 ./usr/share/luci/
+drwxr-xr-x 0/0 2023-11-14 ./usr/share/luci/menu.d/
+-rw-r--r-- 0/0 2023-11-14 ./usr/share/luci/menu.d/subnetd.json
+drwxr-xr-x 0/0 2023-11-14 ./usr/share/rpcd/
+drwxr-xr-x 0/0 2023-11-14 ./usr/share/rpcd/acl.d/
+-rw-r--r-- 0/0 2023-11-14 ./usr/share/rpcd/acl.d/subnetd.json
+drwxr-xr-x 0/0 2023-11-14 ./www/
+drwxr-xr-x 0/0 2023-11-14 ./www/luci-static/
+drwxr-xr-x 0/0 2023-11-14 ./www/luci-static/resources/
+drwxr-xr-x 0/0 2023-11-14 ./www/luci-static/resources/view/
+-rw-r--r-- 0/0 2023-11-14 ./www/luci-static/resources/view/subnetd.js
 `
 
 const ipkAbout = `drwxr-xr-x 0/0 2023-11-14 ./
@@ -295,7 +307,7 @@ func TestFeed(t *testing.T) {
 	if err := p.fill(os.DirFS(checkout), nil); err != nil {
 		t.Fatal(err)
 	}
-	installed := regexp.MustCompile(`(?m)^\t\$\(INSTALL_(BIN|CONF)\) \S+?([^/\s]+) \$\(1\)(\S+)$`).FindAllStringSubmatch(feed, -1)
+	installed := regexp.MustCompile(`(?m)^\t\$\(INSTALL_(BIN|CONF|DATA)\) \S+?([^/\s]+) \$\(1\)(\S+)$`).FindAllStringSubmatch(feed, -1)
 	for _, f := range p.files {
 		if strings.HasPrefix(f.path, "/lib/upgrade/") {
 			continue // made of conffiles that are no files
