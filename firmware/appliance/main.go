@@ -1,0 +1,162 @@
+// Appliance is every program of the appliance but subnetd: one file on the flash, called
+// by several names.
+//
+//	init      PID 1: see firmware/init for what it does, services below for what it keeps
+//	lan       the home: bridge, DHCP, router advertisements, names, firewall
+//	uplink    the internet: DHCP and DHCPv6 with a delegated prefix, clock
+//
+// They meet in files below /run/appliance, each with one writer, and reload one another
+// by init. What the owner asks goes to init, too: log, status, reload, reboot, reset.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	pid1 "subnetd/firmware/init"
+	"subnetd/firmware/lan"
+	"subnetd/firmware/uplink"
+)
+
+const self = "/usr/bin/appliance"
+
+// usage is what the owner may ask. init, lan and uplink are for init.
+const usage = `usage: appliance COMMAND
+  status            what runs, since when
+  log SERVICE       the last lines of lan, uplink or subnetd
+  reload SERVICE    reads its files again
+  reboot | poweroff | halt
+  reset             back to how it was made: settings, keys and leases are lost; reboots
+`
+
+func main() { os.Exit(run(command(os.Args), os.Stdout, os.Stderr)) }
+
+// command is what was called: by the name of a link to this file, or by the first
+// argument.
+func command(argv []string) []string {
+	if len(argv) == 0 {
+		return nil
+	}
+	if name := filepath.Base(argv[0]); slices.Contains([]string{"init", "reboot", "poweroff", "halt"}, name) {
+		return append([]string{name}, argv[1:]...)
+	}
+	return argv[1:]
+}
+
+func run(args []string, out, errs io.Writer) int {
+	if len(args) == 0 {
+		fmt.Fprint(errs, usage)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	switch args[0] {
+	case "init":
+		if os.Getpid() != 1 {
+			fmt.Fprintln(errs, "appliance: init is PID 1, or nothing")
+			return 2
+		}
+		stop() // these signals mean something else to init
+		fmt.Fprintln(errs, "appliance:", pid1.Run(config()))
+		return 1
+	case "lan":
+		return lan.Main(ctx, args[1:], errs)
+	case "uplink":
+		return uplink.Main(ctx, args[1:], errs, reloadHome, built())
+	case "status", "log", "reload", "reboot", "poweroff", "halt", "reset":
+		text, err := pid1.Ask(args...)
+		if err != nil {
+			fmt.Fprintln(errs, "appliance:", err)
+			return 1
+		}
+		fmt.Fprint(out, text)
+		return 0
+	}
+	fmt.Fprint(errs, usage)
+	return 2
+}
+
+// reloadHome has the home's side read what the uplink has written. Before it runs, it
+// needs no telling.
+func reloadHome() { _, _ = pid1.Ask("reload", "lan") }
+
+// config is what init keeps running.
+func config() pid1.Config {
+	line, _ := os.ReadFile("/proc/cmdline") // stage1 has mounted it; without, all is as found
+	wan, lans, shell := wishes(string(line))
+	return pid1.Config{
+		Built:    built(),
+		Limit:    3 * time.Minute,
+		Before:   [][]string{{"/usr/bin/subnetd", "guard", "--state", pid1.DataDir + "/subnetd"}},
+		Services: services(wan, lans),
+		Defaults: map[string]string{subnetdConfig: subnetdDefaults},
+		Shell:    shell,
+	}
+}
+
+const (
+	subnetdConfig   = pid1.DataDir + "/etc/subnetd/subnetd.toml"
+	subnetdDefaults = `# The wishes of the owner; the page writes here, too. Every key may be left out: see subnetd's own example.
+
+[lan]
+interfaces = ["` + lan.Bridge + `"]
+
+[dns]
+# The appliance's own resolver reads these files as dnsmasq does.
+dnsmasq_dir = "` + lan.NamesDir + `"
+dnsmasq_restart = ["` + self + `", "reload", "lan"]
+`
+)
+
+func services(wan, lans string) []pid1.Service {
+	return []pid1.Service{
+		{Name: "lan", Command: []string{self, "lan", "--wan", wan, "--lan", lans}},
+		{Name: "uplink", Command: []string{self, "uplink", "--wan", wan}},
+		{
+			Name:    "subnetd",
+			Command: []string{"/usr/bin/subnetd", "run", "--state", pid1.DataDir + "/subnetd", "--config", subnetdConfig},
+			Up:      []string{"/usr/bin/subnetd", "status"},
+			Tells:   "lan", // which opens the ports for it
+		},
+	}
+}
+
+// wishes are what the kernel's command line says: "appliance.wan=eth0",
+// "appliance.lan=eth1,eth2", "appliance.shell".
+func wishes(line string) (wan, lans string, shell bool) {
+	for word := range strings.FieldsSeq(line) {
+		switch name, value, _ := strings.Cut(word, "="); name {
+		case "appliance.wan":
+			wan = value
+		case "appliance.lan":
+			lans = value
+		case "appliance.shell":
+			shell = true
+		}
+	}
+	return wan, lans, shell
+}
+
+// built is the time of the commit that this program was built of; zero: not known.
+func built() time.Time {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return time.Time{}
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.time" {
+			t, _ := time.Parse(time.RFC3339, s.Value) // zero, if it is none
+			return t
+		}
+	}
+	return time.Time{}
+}
