@@ -60,9 +60,12 @@ var never = []struct {
 		true, "size: they pull in what a router has no room for"},
 }
 
-func packages(t *testing.T) map[string]pkg {
+// packages are those of the daemon, by their names in this folder.
+func packages(t *testing.T) map[string]pkg { return list(t, "./...") }
+
+func list(t *testing.T, what ...string) map[string]pkg {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,Deps", "./...").Output()
+	out, err := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,Deps"}, what...)...).Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
@@ -111,6 +114,18 @@ func TestNever(t *testing.T) {
 				if slices.Contains(imports, what) && p.ImportPath != what {
 					t.Errorf("%s reaches %s: %s", p.ImportPath, what, ban.reason)
 				}
+			}
+		}
+	}
+}
+
+// TestApart: the appliance and all else meet by exec, sockets, files and exit codes, so that each may be replaced alone.
+func TestApart(t *testing.T) {
+	const appliance = "subnetd/firmware/"
+	for _, p := range list(t, "subnetd/...") {
+		for _, imp := range p.Imports {
+			if ours := strings.HasPrefix(p.ImportPath, appliance); strings.HasPrefix(imp, "subnetd/") && strings.HasPrefix(imp, appliance) != ours {
+				t.Errorf("%s imports %s", p.ImportPath, imp)
 			}
 		}
 	}

@@ -7,7 +7,7 @@ set -euo pipefail
 # program:package
 needed=(nft:nftables ip:iproute2 ping:iputils-ping iperf3:iperf3 xz:xz-utils mksquashfs:squashfs-tools
 	shellcheck:shellcheck curl:curl conntrack:conntrack flock:util-linux qemu-mipsel:qemu-user gcc:build-essential
-	dig:bind9-dnsutils drill:ldnsutils dnsmasq:dnsmasq-base busybox:busybox systemd-analyze:systemd
+	dig:bind9-dnsutils drill:ldnsutils dnsmasq:dnsmasq-base dhcpd:isc-dhcp-server rdisc6:ndisc6 busybox:busybox systemd-analyze:systemd
 	node:nodejs npm:npm chromium:chromium)
 if [ "${1:-}" = guests ]; then
 	needed+=(qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-mipsel:qemu-system-mips

@@ -13,7 +13,7 @@ for p in "${calm[@]}"; do
 	fi
 done
 mapfile -t calm < <(go list "${calm[@]/#/./subnetd/}")
-mapfile -t others < <(go list ./subnetd/... ./webui/... ./packaging/... ./testbed/swarm | grep -vxF "$(printf '%s\n' "${calm[@]}")")
+mapfile -t others < <(go list ./subnetd/... ./webui/... ./packaging/... ./firmware/... ./testbed/swarm | grep -vxF "$(printf '%s\n' "${calm[@]}")")
 
 # From the cache come packages, never results (-count=1); with -trimpath also those that were built in another directory. Beside
 # a guest, and after everybody else (all.sh), a package may take long.
