@@ -15,11 +15,12 @@ done
 mapfile -t calm < <(go list "${calm[@]/#/./subnetd/}")
 mapfile -t others < <(go list ./subnetd/... ./webui/... ./packaging/... ./firmware/... ./testbed/swarm | grep -vxF "$(printf '%s\n' "${calm[@]}")")
 
-# From the cache come packages, never results (-count=1); with -trimpath also those that were built in another directory. Beside
-# a guest, and after everybody else (all.sh), a package may take long.
-flags=(-trimpath -vet=off -count=1 -timeout=60m)
+# From the cache come packages, never results (-count=1). With -trimpath these are also those that a clone in another directory
+# built; without the race detector lint.sh and lab.sh have built them already, without it. Beside a guest, and after everybody
+# else (all.sh), a package may take long.
+flags=(-vet=off -count=1 -timeout=60m)
 
-go test "${flags[@]}" -race "${others[@]}"
+go test "${flags[@]}" -trimpath -race "${others[@]}"
 go test "${flags[@]}" "${calm[@]}"
 go test "${flags[@]}" -v -run 'Thousand|TestAllocations|ManyNodes|ManyChanges|TestWalk$|TestSessionOracle' \
 	./subnetd/control ./subnetd/coord ./subnetd/host/tunnel ./subnetd/underlay | grep -E '_test.go|^(ok|FAIL|---)'
