@@ -941,9 +941,15 @@ func TestSelfTest(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.ssdpGroup = netip.AddrPortFrom(loopback, ssdpPort)
+	within := func(d time.Duration) error { // a busy machine is no reason to fail, and what does not come takes it all
+		u.trial.mu.Lock()
+		u.trial.wait = d
+		u.trial.mu.Unlock()
+		return u.SelfTest(t.Context())
+	}
 	fails := func(want ...string) {
 		t.Helper()
-		err := u.SelfTest(t.Context())
+		err := within(trialTime)
 		for _, w := range want {
 			if err == nil || !strings.Contains(err.Error(), w) {
 				t.Fatalf("without rules: %v", err)
@@ -952,7 +958,7 @@ func TestSelfTest(t *testing.T) {
 	}
 	works := func() {
 		t.Helper()
-		if err := u.SelfTest(t.Context()); err != nil {
+		if err := within(patience); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -973,7 +979,7 @@ func TestSelfTest(t *testing.T) {
 	fails("127.0.0.1")
 	share(t, public, u.Inner())
 	command(t, "table inet deny { chain in { type filter hook input priority 0; ip6 nexthdr udp drop; }; }", "nft -f -")
-	err = u.SelfTest(t.Context())
+	err = within(5 * time.Second)
 	command(t, "", "nft delete table inet deny")
 	if err == nil || strings.Contains(err.Error(), "127.0.0.1") || !strings.Contains(err.Error(), "[::1]") {
 		t.Errorf("only IPv6 is blocked: %v", err)

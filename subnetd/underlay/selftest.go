@@ -25,7 +25,8 @@ const trialSize = len(disco.Magic) + keySize + disco.NonceLen + 16
 
 // trial is the self-test under way.
 type trial struct {
-	mu   sync.Mutex // held by the test under way
+	mu   sync.Mutex    // held by the test under way, guards wait
+	wait time.Duration // for each packet
 	want atomic.Pointer[[]byte]
 	came chan struct{} // one slot
 }
@@ -51,7 +52,7 @@ func (u *Underlay) SelfTest(ctx context.Context) error {
 
 // try sends a disco message of nobody's to the address, and waits until it is here.
 func (u *Underlay) try(ctx context.Context, to netip.AddrPort) error {
-	ctx, cancel := context.WithTimeout(ctx, trialTime)
+	ctx, cancel := context.WithTimeout(ctx, u.trial.wait)
 	defer cancel()
 	b := make([]byte, trialSize)
 	_, _ = rand.Read(b[copy(b, disco.Magic):]) // never fails, by its documentation

@@ -210,7 +210,7 @@ func New(cfg Config) (*Underlay, error) {
 	u.peers.Store(&map[key.NodePublic]*peer{})
 	u.addrs.Store(&map[netip.AddrPort]*peer{})
 	u.relays.Store(&map[int]*relay{})
-	u.trial.came = make(chan struct{}, 1)
+	u.trial.came, u.trial.wait = make(chan struct{}, 1), trialTime
 	u.receivers.init(u)
 	if cfg.Public != 0 {
 		if u.conduit, err = openConduit(cfg); err != nil {
