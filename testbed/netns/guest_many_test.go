@@ -61,12 +61,13 @@ func wantManyPeers(t *testing.T, s *guestScene) {
 	t.Logf("the kernel has %d peers after %v, %.1f s of them CPU", manyPeers, time.Since(start).Round(time.Millisecond), d.CPUSeconds())
 	cost(t, d, fmt.Sprintf("%d peers, none active", manyPeers), 10*time.Second)
 
-	m, err := d.StatusJSON()
-	if err != nil {
-		t.Fatal(err)
-	}
-	port, _ := m["port"].(float64)
-	at := netip.AddrPortFrom(h.Addr4, uint16(port))
+	var at netip.AddrPort
+	netns.Eventually(t, time.Minute, "the daemon says its port", func() error { // when it has time for that
+		m, err := d.StatusJSON()
+		port, _ := m["port"].(float64)
+		at = netip.AddrPortFrom(h.Addr4, uint16(port))
+		return err
+	})
 	stop := make(chan struct{})
 	var chats sync.WaitGroup
 	for _, m := range members[:activePeers] {
