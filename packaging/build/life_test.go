@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -434,18 +435,52 @@ subnetd: reload at a change of subnetd
 subnetd debug plan
 `
 
-// TestIPKLife is the same as for Debian; the files below /etc/subnetd are the owner's.
+// TestIPKLife is the same as for Debian; the files below /etc/subnetd are the owner's. The
+// steps of opkg are done by what is known of them, and by opkg itself where it is.
 func TestIPKLife(t *testing.T) {
-	o := newOpkg(t)
-	theirs := o.read("/uci/firewall")
-	out := built(t)
-	first := filepath.Join(out, "subnetd_"+version+"_x86_64.ipk")
 	notes := []string{"/log", "/log.uci", "/uci/firewall"}
-	before := o.tree(notes...)
+	t.Run("its steps", func(t *testing.T) {
+		o := newOpkg(t)
+		same := func(s string) string { return s }
+		ipkLife(t, o.machine, o, notes, same, same)
+	})
+	t.Run("itself", func(t *testing.T) {
+		o := newOpkg(t)
+		// It starts services in any order, and leaves empty folders.
+		own := []string{"/usr/lib/opkg", "/var/lock", "/var/opkg-lists", "/tmp"}
+		ipkLife(t, o.machine, newOpkgItself(o.machine), append(own, notes...), sortedLines, withoutFolders)
+	})
+}
 
-	o.install(first, false)
-	o.want("an installation", o.told(), "commit firewall\nfirewall reload\ncommit firewall\n"+started+
-		"commit firewall\nfirewall reload\nsubnetd guard --state /etc/subnetd/state\n")
+// opkgManager is what installs and removes a package of opkg.
+type opkgManager interface {
+	install(file string, upgrade bool) string
+	remove() string // subnetd
+}
+
+func sortedLines(s string) string {
+	all := strings.Split(s, "\n")
+	slices.Sort(all)
+	return strings.Join(all, "\n")
+}
+
+func withoutFolders(tree string) string {
+	return regexp.MustCompile(`(?m)^d.*\n`).ReplaceAllString(tree, "")
+}
+
+func ipkLife(t *testing.T, o machine, opkg opkgManager, notes []string, order, kept func(string) string) {
+	standIn, err := os.ReadFile("testdata/subnetd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := filepath.Join(built(t), "subnetd_"+version+"_x86_64.ipk")
+	next := filepath.Join(builtOf(t, append(standIn, "# newer\n"...), "v1.3.0"), "subnetd_1.3.0_x86_64.ipk")
+	theirs := o.read("/uci/firewall")
+	before := kept(o.tree(notes...))
+
+	opkg.install(first, false)
+	o.want("an installation", order(o.told()), order("commit firewall\nfirewall reload\ncommit firewall\n"+started+
+		"commit firewall\nfirewall reload\nsubnetd guard --state /etc/subnetd/state\n"))
 	o.want("the firewall", o.read("/uci/firewall"), theirs+ourFirewall)
 	if _, err := os.Stat(o.at("/etc/uci-defaults/90-subnetd")); !os.IsNotExist(err) {
 		t.Errorf("the defaults would be set again: %v", err)
@@ -462,13 +497,17 @@ func TestIPKLife(t *testing.T) {
 	const wishes = "config lan 'lan'\n\toption expose 'all'\n"
 	o.write(uciPath, wishes, 0o600)
 	o.write("/etc/subnetd/state/identity", "keys", 0o600)
-	o.install(first, true)
-	o.want("an upgrade", o.told(), "subnetd: killed\ncommit firewall\n"+started+"subnetd guard --state /etc/subnetd/state\n") // no reload, no flash
+	opkg.install(next, true)
+	o.want("an upgrade", order(o.told()), order("subnetd: killed\ncommit firewall\n"+started+"subnetd guard --state /etc/subnetd/state\n")) // no reload, no flash
 	o.want("the firewall after an upgrade", o.read("/uci/firewall"), theirs+ourFirewall)
 	o.want("wishes after an upgrade", o.read(uciPath), wishes)
 	o.want("keys after an upgrade", o.read("/etc/subnetd/state/identity"), "keys")
 
-	said := o.remove()
+	if !strings.HasSuffix(o.read(daemonPath), "# newer\n") {
+		t.Error("the daemon is the old one")
+	}
+
+	said := opkg.remove()
 	o.want("a removal", o.told(), started+"subnetd down\nsubnetd: killed\ncommit firewall\nfirewall reload\nsubnetd: killed\n")
 	o.want("the firewall after a removal", o.read("/uci/firewall"), theirs)
 	if !strings.Contains(said, "stay in /etc/subnetd") {
@@ -476,7 +515,46 @@ func TestIPKLife(t *testing.T) {
 	}
 	o.want("wishes after a removal", o.read(uciPath), wishes)
 	o.forget()
-	o.want("what is left", o.tree(notes...), before)
+	o.want("what is left", kept(o.tree(notes...)), before)
+}
+
+// opkgItself is the program, which Debian does not have, in the machine.
+type opkgItself struct{ machine }
+
+func newOpkgItself(m machine) opkgItself {
+	m.t.Helper()
+	program, err := exec.LookPath("opkg")
+	if err != nil {
+		m.t.Skip("there is no opkg")
+	}
+	m.copy(program, "/bin/opkg")
+	for _, lib := range regexp.MustCompile(`/\S+`).FindAllString(tool(m.t, "ldd", program), -1) {
+		m.copy(lib, lib)
+	}
+	m.write("/etc/opkg.conf", "dest root /\nlists_dir ext /var/opkg-lists\narch all 1\narch x86_64 10\n", 0o644)
+	var status strings.Builder
+	for _, name := range openwrtDepends() {
+		fmt.Fprintf(&status, "Package: %s\nVersion: 1\nStatus: install user installed\nArchitecture: all\n\n", name)
+		m.write("/usr/lib/opkg/info/"+name+".list", "", 0o644)
+	}
+	m.write("/usr/lib/opkg/status", status.String(), 0o644)
+	m.write("/var/lock/other", "", 0o644)
+	return opkgItself{m}
+}
+
+func (o opkgItself) install(file string, _ bool) string {
+	o.t.Helper()
+	o.copy(file, "/tmp/subnetd.ipk")
+	said := o.run(nil, "/bin/opkg", "install", "/tmp/subnetd.ipk")
+	o.t.Log(said)
+	return said
+}
+
+func (o opkgItself) remove() string {
+	o.t.Helper()
+	said := o.run(nil, "/bin/opkg", "remove", "subnetd")
+	o.t.Log(said)
+	return said
 }
 
 // TestSysupgradeKeeps: what is listed is kept, and nothing else of ours matters.
