@@ -3,6 +3,7 @@ package config
 import (
 	"net/netip"
 	"os"
+	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -238,4 +239,64 @@ func FuzzEditUCI(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestUCIItself: what is written is read by OpenWrt's own program, where it is, and what
+// that writes is read here, with the same meaning. Debian does not have it.
+func TestUCIItself(t *testing.T) {
+	program, err := exec.LookPath("uci")
+	if err != nil {
+		t.Skip("there is no uci")
+	}
+	dir, staged := t.TempDir(), t.TempDir()
+	uci := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command(program, append([]string{"-c", dir, "-p", staged, "-t", staged}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("uci %q: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	src, err := os.ReadFile(uciSample)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range []struct {
+		section, key string
+		value        any
+	}{
+		{"mesh", "control", "https://control.example/a"}, {"lan", "snat", false}, {"tunnel", "port", 41111}, {"exit", "offer", true},
+		{"lan", "devices", []string{"printer=10.0.0.1 tcp/80", "nas=02:00:00:00:00:02 wake"}}, {"exit", "rows", []string{"lan, router -> far, direct"}},
+		{"dns", "dnsmasq_restart", []string{"sh", "-c", `echo "it's" \ ; # $x`, " \t"}}, {"lan", "devices", []string{"nas=02:00:00:00:00:02 wake"}},
+	} {
+		if src, err = Edit(src, uciFile, e.section, e.key, e.value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(dir+"/subnetd", src, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ours, err := Parse(strings.NewReader(string(src)), uciFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := Parse(strings.NewReader(uci("export", "subnetd")), uciFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(ours, theirs, addrs); diff != "" {
+		t.Error(diff)
+	}
+	uci("set", "subnetd.mesh.hostname=door")
+	uci("add_list", "subnetd.lan.devices=tv=02:00:00:00:00:03")
+	uci("commit", "subnetd")
+	theirs, err = Load(dir + "/subnetd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours.Mesh.Hostname = "door"
+	ours.LAN.Devices = append(ours.LAN.Devices, Device{Name: "tv", MAC: "02:00:00:00:00:03"})
+	if diff := cmp.Diff(ours, theirs, addrs); diff != "" {
+		t.Error(diff)
+	}
 }
