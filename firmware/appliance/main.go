@@ -11,8 +11,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -22,8 +24,11 @@ import (
 	"syscall"
 	"time"
 
+	"subnetd/firmware/disk"
 	pid1 "subnetd/firmware/init"
 	"subnetd/firmware/lan"
+	"subnetd/firmware/modules"
+	"subnetd/firmware/update"
 	"subnetd/firmware/uplink"
 )
 
@@ -34,6 +39,7 @@ const usage = `usage: appliance COMMAND
   status            what runs, since when
   log SERVICE       the last lines of lan, uplink or subnetd
   reload SERVICE    reads its files again
+  update SHA256 <IMAGE   another version, tried at the next boot
   reboot | poweroff | halt
   reset             back to how it was made: settings, keys and leases are lost; reboots
 `
@@ -46,7 +52,7 @@ func command(argv []string) []string {
 	if len(argv) == 0 {
 		return nil
 	}
-	if name := filepath.Base(argv[0]); slices.Contains([]string{"init", "reboot", "poweroff", "halt"}, name) {
+	if name := filepath.Base(argv[0]); slices.Contains([]string{"init", "modprobe", "reboot", "poweroff", "halt"}, name) {
 		return append([]string{name}, argv[1:]...)
 	}
 	return argv[1:]
@@ -68,6 +74,13 @@ func run(args []string, out, errs io.Writer) int {
 		stop() // these signals mean something else to init
 		fmt.Fprintln(errs, "appliance:", pid1.Run(config()))
 		return 1
+	case "update":
+		return update.Run(ctx, args[1:], os.Stdin, errs)
+	case "modprobe":
+		if err := modprobe(args[1:]); err != nil {
+			return 1 // the kernel asks for many that are not there
+		}
+		return 0
 	case "lan":
 		return lan.Main(ctx, args[1:], errs)
 	case "uplink":
@@ -93,7 +106,7 @@ func reloadHome() { _, _ = pid1.Ask("reload", "lan") }
 func config() pid1.Config {
 	line, _ := os.ReadFile("/proc/cmdline") // stage1 has mounted it; without, all is as found
 	wan, lans, shell := wishes(string(line))
-	return pid1.Config{
+	c := pid1.Config{
 		Built:    built(),
 		Limit:    3 * time.Minute,
 		Before:   [][]string{{"/usr/bin/subnetd", "guard", "--state", pid1.DataDir + "/subnetd"}},
@@ -101,6 +114,37 @@ func config() pid1.Config {
 		Defaults: map[string]string{subnetdConfig: subnetdDefaults},
 		Shell:    shell,
 	}
+	onDisk(&c)
+	return c
+}
+
+// onDisk is what stage1 has found: without it, as in a namespace, there is neither a disk nor a slot.
+func onDisk(c *pid1.Config) {
+	c.Coldplug = func() error {
+		all, err := modules.Running()
+		if err != nil {
+			return err
+		}
+		return all.Coldplug()
+	}
+	b, err := disk.ReadBoot()
+	if err != nil {
+		return
+	}
+	c.MountData = func(ctx context.Context) error { return b.MountData(ctx, pid1.DataDir, slog.Default()) }
+	c.Confirm, c.Note, c.Trial = b.Confirm, b.Note, b.Trial
+}
+
+// modprobe is what the kernel calls for a module: its words end in the module's name or an alias.
+func modprobe(args []string) error {
+	if len(args) == 0 {
+		return errors.New("usage: modprobe MODULE")
+	}
+	all, err := modules.Running()
+	if err != nil {
+		return err
+	}
+	return all.Load(args[len(args)-1])
 }
 
 const (
