@@ -19,7 +19,7 @@ HOT     := golang.zx2c4.com/wireguard/device golang.zx2c4.com/wireguard/replay g
 CIPHERS := $(foreach at,golang.org vendor/golang.org,$(at)/x/crypto/chacha20 $(at)/x/crypto/internal/poly1305)
 GCFLAGS := -gcflags=all=-l $(HOT:%=-gcflags=%=) $(CIPHERS:%=-gcflags=%=-pgoprofile=build/inline.txt)
 
-.PHONY: build webui test unit mips lab guests test-qemu bench run cross packages lint clean peers provision
+.PHONY: build webui test unit mips lab guests test-qemu bench run cross packages image test-appliance lint clean peers provision
 
 build: webui
 	build/modules.sh bin
@@ -79,6 +79,19 @@ cross: webui
 # What OpenWrt's and Debian's package managers install, into bin/packages. The same commit gives the same bytes.
 packages: cross
 	$(GO) run ./packaging/build -version "$$(git describe --tags --always --dirty)" -epoch "$$(git log -1 --format=%ct)"
+
+# An image of the appliance into bin/image/BOARD: qemu-malta, qemu-armv7, qemu-arm64, x86_64 or rpi. The same commit gives the
+# same bytes.
+image: webui
+	testbed/provision.sh images
+	firmware/image/build.sh "$(BOARD)" "$(VERSION)" "$$(git log -1 --format=%ct)" "$(LDFLAGS)" $(GCFLAGS)
+
+# Images as a home's router in QEMU, among strangers; with power cuts and updates that do not come up. Long.
+APPLIANCES ?= x86_64 qemu-malta qemu-armv7 qemu-arm64
+test-appliance: build peers
+	testbed/provision.sh guests images
+	for board in $(APPLIANCES); do $(MAKE) image BOARD=$$board || exit 1; done
+	SUBNETD_BOARDS="$(APPLIANCES)" $(GO) test -count=1 -v -timeout 120m ./testbed/appliance
 
 clean:
 	rm -rf bin webui/node_modules testbed/page/node_modules

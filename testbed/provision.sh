@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
-# Installs what the tests need and this Debian machine lacks; with the word guests, also what emulated routers need. Says
-# nothing and touches nothing when all is there, but for one limit of the kernel's. The browser's driver is no package of
-# Debian's: npm has it.
+# Installs what the tests need and this Debian machine lacks; with the word guests, also what emulated routers need, with the
+# word images, what makes those of the appliance. Says nothing and touches nothing when all is there, but for one limit of
+# the kernel's. The browser's driver is no package of Debian's: npm has it.
 set -euo pipefail
 
 # program:package
 needed=(nft:nftables ip:iproute2 ping:iputils-ping iperf3:iperf3 xz:xz-utils mksquashfs:squashfs-tools
 	shellcheck:shellcheck curl:curl conntrack:conntrack flock:util-linux qemu-mipsel:qemu-user gcc:build-essential
 	dig:bind9-dnsutils drill:ldnsutils dnsmasq:dnsmasq-base dhcpd:isc-dhcp-server rdisc6:ndisc6 busybox:busybox systemd-analyze:systemd
+	mkfs.fat:dosfstools mcopy:mtools
 	node:nodejs npm:npm chromium:chromium)
-if [ "${1:-}" = guests ]; then
-	needed+=(qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-mipsel:qemu-system-mips
-		cpio:cpio depmod:kmod mkfs.ext4:e2fsprogs)
-fi
+for word; do
+	case $word in
+	guests) needed+=(qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-mipsel:qemu-system-mips
+		cpio:cpio depmod:kmod mkfs.ext4:e2fsprogs) ;;
+	images) needed+=(depmod:kmod grub-mkimage:grub-common) ;;
+	esac
+done
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
