@@ -1,0 +1,108 @@
+package appliance_test
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestPowerCuts cuts the power again and again, in operation and during boots, while files, the daemon's state and updates
+// are written: SUBNETD_CUTS times, seeded by SUBNETD_SEED. After every cut the file system is whole, every boot that is not
+// cut comes up, and the router is the one that it was.
+func TestPowerCuts(t *testing.T) {
+	cuts, seed := times(t, "SUBNETD_CUTS", 3), uint64(times(t, "SUBNETD_SEED", int(time.Now().Unix())))
+	t.Logf("%d cuts, seed %d", cuts, seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	good, err := os.ReadFile(imageOf(t, "update"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := bench(t)
+	image := b.offer(good)[0]
+	b.Power()
+	boot := b.Up()
+	identity := b.identity()
+	trials, early := 0, 0
+	for n := 0; n < cuts; n++ {
+		b.write(image)
+		b.cutWithin(rng, 15*time.Second)
+		if rng.IntN(2) == 0 && n+1 < cuts {
+			b.Power()
+			b.cutWithin(rng, boot)
+			n++
+			early++
+		}
+		b.Power()
+		boot = b.Up()
+		if b.Console.Said("tried once") {
+			trials++
+		}
+		if now := b.identity(); now != identity {
+			t.Fatalf("after cut %d it is another: %s, before %s", n+1, now, identity)
+		}
+	}
+	t.Logf("%d cuts, %d of them during a boot; %d boots tried an update that a cut followed", cuts, early, trials)
+}
+
+// identity is the digest of the node's keys.
+func (b *testBox) identity() string {
+	b.t.Helper()
+	return b.must("sha256sum /data/subnetd/identity* | cut -c1-64")
+}
+
+// write starts what writes until the power goes: files, small and large, synced and not; keys of the mesh; and updates.
+func (b *testBox) write(image offered) {
+	b.t.Helper()
+	for _, line := range []string{
+		"i=0; while :; do i=$((i+1)); dd if=/dev/urandom of=/data/new bs=4k count=$((i%64)); mv /data/new /data/file-$((i%16)); done",
+		"while :; do date >/data/synced.new; sync; mv /data/synced.new /data/synced; done",
+		"while :; do subnetd invite; done",
+		"while :; do " + image.read + " | appliance update " + image.sum + "; done",
+	} {
+		if err := b.Console.Type("(" + line + ") >/dev/null 2>&1 &"); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+}
+
+// cutWithin cuts the power at any moment of a time, and wants what is on the disk then to be whole.
+func (b *testBox) cutWithin(rng *rand.Rand, limit time.Duration) {
+	b.t.Helper()
+	moment := time.NewTimer(time.Duration(rng.Int64N(int64(limit))))
+	<-moment.C
+	b.Cut()
+	data := b.Data()
+	for _, args := range [][]string{{"-p", data}, {"-f", "-n", data}} { // what the journal tells; and then nothing is left to mend
+		out, err := exec.Command("e2fsck", args...).CombinedOutput()
+		if err != nil && !(args[0] == "-p" && exitCode(err) == 1) {
+			b.t.Errorf("e2fsck %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+}
+
+func exitCode(err error) int {
+	var e *exec.ExitError
+	if errors.As(err, &e) {
+		return e.ExitCode()
+	}
+	return -1
+}
+
+// times is the number in an environment variable, or another one.
+func times(t *testing.T, variable string, usual int) int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("%s=%s is no number", variable, text)
+	}
+	return n
+}
