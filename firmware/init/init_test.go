@@ -100,7 +100,7 @@ func copyFile(from, to string) error {
 // says waits until the console has said all of these.
 func (m *machine) says(what ...string) {
 	m.t.Helper()
-	limit := time.After(20 * time.Second)
+	limit := time.After(2 * time.Minute)
 	for _, w := range what {
 		for {
 			text, more := m.console.look()

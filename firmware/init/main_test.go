@@ -50,7 +50,7 @@ func asInit(trial bool) error {
 	}
 	service := func(name string) Service { return Service{Name: name, Command: []string{"/self", name}} }
 	c := Config{
-		Limit:    20 * time.Second,
+		Limit:    time.Minute,
 		Before:   [][]string{{"/usr/bin/env", "true"}, {"/usr/bin/env", "false"}},
 		Defaults: map[string]string{"/data/etc/default": "as made\n", "/self": "not written\n"},
 		Services: []Service{service("good"), service("crash"),

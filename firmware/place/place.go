@@ -129,7 +129,7 @@ func Command(t *testing.T, name string, args ...string) string {
 // Eventually asks until something holds.
 func Eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !holds(); {
+	for end := time.Now().Add(2 * time.Minute); !holds(); {
 		if time.Now().After(end) {
 			t.Fatalf("never: %s", what)
 		}
