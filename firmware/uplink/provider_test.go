@@ -36,12 +36,24 @@ func (s *steps) Slew(by time.Duration) error { s.to <- by; return nil }
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	dir := t.TempDir()
-	l := &lab{t: t, net: place.New(t, "wan0"), clock: &steps{make(chan time.Duration, 16)}}
+	l := &lab{t: t, clock: &steps{make(chan time.Duration, 16)}}
 	l.options = options{wan: "wan0", wanFile: filepath.Join(dir, "wan.json"), resolv: filepath.Join(dir, "resolv.conf"),
 		changed: func() { l.reloads.Add(1) }, setTime: l.clock, built: time.Unix(1700000000, 0)}
+	l.again()
+	return l
+}
+
+// again puts a provider in front.
+func (l *lab) again() {
+	l.t.Helper()
+	l.net = place.New(l.t, "wan0")
 	l.net.Run("ip", "addr", "add", "198.51.100.1/24", "dev", "eth0")
 	l.net.Run("ip", "-6", "addr", "add", "2001:db8:ffff::1/64", "dev", "eth0", "nodad")
-	return l
+	place.Command(l.t, "ip", "link", "set", "wan0", "up")
+	place.Eventually(l.t, "an address of the link, by which servers listen", func() bool {
+		out := l.net.Run("ip", "-6", "addr", "show", "dev", "eth0", "scope", "link")
+		return strings.Contains(out, "fe80::") && !strings.Contains(out, "tentative")
+	})
 }
 
 func (l *lab) start() {
@@ -81,7 +93,7 @@ func (l *lab) dhcpd(family, config string) (stop func()) {
 			l.t.Fatal(err)
 		}
 	}
-	return l.net.Start("dhcpd", family, "-f", "-q", "-cf", conf, "-lf", leases, "-pf", filepath.Join(dir, "pid"), "--no-pid", "eth0")
+	return l.net.Start("dhcpd", family, "-d", "-cf", conf, "-lf", leases, "-pf", filepath.Join(dir, "pid"), "--no-pid", "eth0")
 }
 
 const dhcpd6 = `
@@ -151,4 +163,18 @@ subnet 198.51.100.0 netmask 255.255.255.0 { range 198.51.100.70 198.51.100.80; o
 `)
 	l.start()
 	l.knows("a lease", func(s wan.State) bool { return len(s.Addresses) > 0 && s.Addresses[0].Addr().As4()[3]/10 == 7 })
+}
+
+// TestPulledOut: an adapter is pulled out, and another is put in, which gets its name.
+func TestPulledOut(t *testing.T) {
+	place.Need(t, "dhcpd")
+	l := newLab(t)
+	l.dhcpd("-6", dhcpd6)
+	l.start()
+	l.knows("a prefix", func(s wan.State) bool { return len(s.Delegated) > 0 })
+	place.Command(t, "ip", "link", "del", "wan0")
+	l.knows("no interface", func(s wan.State) bool { return s.Interface == "" && len(s.Delegated) == 0 })
+	l.again()
+	l.dhcpd("-6", dhcpd6)
+	l.knows("a prefix again", func(s wan.State) bool { return s.Interface == "wan0" && len(s.Delegated) > 0 })
 }

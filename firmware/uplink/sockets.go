@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -137,7 +138,9 @@ func (s *sockets) send4(m *dhcpv4.DHCPv4, server netip.Addr, direct bool) error 
 }
 
 func (s *sockets) send6(m *dhcpv6.Message) error {
-	to := netip.AddrPortFrom(allServers.WithZone(s.name), server6)
+	// By number: net remembers for a minute which number a name has, and an adapter that is put in
+	// again has another.
+	to := netip.AddrPortFrom(allServers.WithZone(strconv.Itoa(s.index)), server6)
 	_ = s.udp6.SetWriteDeadline(time.Now().Add(time.Second)) // a socket that is closed fails below
 	_, err := s.udp6.WriteTo(m.ToBytes(), net.UDPAddrFromAddrPort(to))
 	return err

@@ -31,6 +31,7 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv6"
+	"golang.org/x/sys/unix"
 )
 
 // options are the flags, and what main joins.
@@ -253,8 +254,9 @@ func (u *uplink) do6(say say6) {
 	if say.send == nil {
 		return
 	}
-	if err := u.sockets.send6(say.send); err != nil { // the address of the link may not be checked yet
-		u.log.Debug("DHCPv6 cannot ask", "err", err)
+	// The address of the link may not be checked yet, and it is sent again in any case.
+	if err := u.sockets.send6(say.send); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		u.notice.Warn("DHCPv6 cannot ask", "err", err)
 	}
 }
 
