@@ -84,9 +84,10 @@ func (s *sntp) run(ctx context.Context) {
 
 // once asks all, sets the clock, and says when to ask again.
 func (s *sntp) once(ctx context.Context, who servers, last time.Duration) time.Duration {
-	offset, ok := judge(s.askAll(ctx, who))
+	addrs := s.addresses(ctx, who)
+	offset, ok := judge(s.askAll(ctx, addrs))
 	if !ok {
-		if last > 0 {
+		if last > 0 && len(addrs) > 0 {
 			s.notice.Warn("no two servers of NTP agree on the time")
 		}
 		return min(max(firstNTP, 2*min(last, mostNTP)), mostNTP)
@@ -107,8 +108,7 @@ func (s *sntp) set(offset time.Duration) error {
 }
 
 // askAll asks the servers side by side.
-func (s *sntp) askAll(ctx context.Context, who servers) []answerOfClock {
-	addrs := s.addresses(ctx, who)
+func (s *sntp) askAll(ctx context.Context, addrs []netip.AddrPort) []answerOfClock {
 	found := make(chan *answerOfClock, len(addrs))
 	for _, a := range addrs {
 		go func() { found <- s.ask(ctx, a) }()
