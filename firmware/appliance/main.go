@@ -161,12 +161,14 @@ dnsmasq_restart = ["` + self + `", "reload", "lan"]
 `
 )
 
+// services: nothing talks to the internet before the home's side has shut the firewall.
 func services(wan, lans string) []pid1.Service {
 	return []pid1.Service{
 		{Name: "lan", Command: []string{self, "lan", "--wan", wan, "--lan", lans}},
-		{Name: "uplink", Command: []string{self, "uplink", "--wan", wan}},
+		{Name: "uplink", After: "lan", Command: []string{self, "uplink", "--wan", wan}},
 		{
 			Name:    "subnetd",
+			After:   "lan",
 			Command: []string{"/usr/bin/subnetd", "run", "--state", pid1.DataDir + "/subnetd", "--config", subnetdConfig},
 			Up:      []string{"/usr/bin/subnetd", "status"},
 			Tells:   "lan", // which opens the ports for it

@@ -126,9 +126,12 @@ func (i *initer) run(ctx context.Context, cancel context.CancelFunc, signals <-c
 		i.running = append(i.running, r)
 	}
 	for _, r := range i.running {
-		for _, to := range i.running {
-			if to.Name == r.Tells {
-				r.tell = to.reload
+		for _, other := range i.running {
+			switch other.Name {
+			case r.Tells:
+				r.tell = other.reload
+			case r.After:
+				r.after = other.up
 			}
 		}
 		go r.keep(ctx)

@@ -54,7 +54,7 @@ func asInit(trial bool) error {
 		Before:   [][]string{{"/usr/bin/env", "true"}, {"/usr/bin/env", "false"}},
 		Defaults: map[string]string{"/data/etc/default": "as made\n", "/self": "not written\n"},
 		Services: []Service{service("good"), service("crash"),
-			{Name: "asked", Command: []string{"/self", "orphans"}, Up: []string{"/usr/bin/test", "-e", "/run/orphaned"}}},
+			{Name: "asked", After: "good", Tells: "good", Command: []string{"/self", "orphans"}, Up: []string{"/usr/bin/test", "-e", "/run/orphaned"}}},
 		Confirm: func() error { return os.WriteFile("/data/confirmed", nil, 0o600) },
 		Note:    "this is the old image",
 	}

@@ -24,6 +24,7 @@ type Service struct {
 	Name    string
 	Command []string
 	Up      []string
+	After   string // the service that has to come up once before this one is started; "": none
 	Tells   string // the service that is reloaded whenever this one has come up; "": none
 }
 
@@ -52,9 +53,10 @@ type running struct {
 	children *children
 	ring     *ring
 	screen   *screen
-	tell     func()        // reloads the one it tells
-	up       chan struct{} // closed when it was up once
-	ended    chan struct{} // closed when it will not run any more
+	after    <-chan struct{} // closed when it may be started
+	tell     func()          // reloads the one it tells
+	up       chan struct{}   // closed when it was up once
+	ended    chan struct{}   // closed when it will not run any more
 
 	mu     sync.Mutex
 	pid    int // 0: it does not run
@@ -66,13 +68,20 @@ type running struct {
 }
 
 func newRunning(s Service, c *children, screen *screen) *running {
-	return &running{Service: s, children: c, ring: newRing(), screen: screen, tell: func() {}, since: time.Now(),
+	now := make(chan struct{})
+	close(now)
+	return &running{Service: s, children: c, ring: newRing(), screen: screen, after: now, tell: func() {}, since: time.Now(),
 		up: make(chan struct{}), ended: make(chan struct{})}
 }
 
 // keep starts the service for ever.
 func (r *running) keep(ctx context.Context) {
 	defer close(r.ended)
+	select {
+	case <-r.after:
+	case <-ctx.Done():
+		return
+	}
 	var wait time.Duration
 	for {
 		began := time.Now()
