@@ -282,7 +282,8 @@ func Running(all []Lease, now time.Time) []byte {
 	var b bytes.Buffer
 	for _, l := range all {
 		if l.Until.After(now) {
-			fmt.Fprintf(&b, "%d %v %v %s *\n", l.Until.Unix(), l.MAC, l.Addr, cmp.Or(l.Name, "*"))
+			until := now.Add(l.Until.Sub(now)) // by a clock that may have been set since
+			fmt.Fprintf(&b, "%d %v %v %s *\n", until.Unix(), l.MAC, l.Addr, cmp.Or(l.Name, "*"))
 		}
 	}
 	return b.Bytes()

@@ -180,7 +180,7 @@ func TestDecline(t *testing.T) {
 // TestOracle holds two promises over random lives: no address is two devices', and a lease
 // that runs is kept.
 func TestOracle(t *testing.T) {
-	for seed := range uint64(50) {
+	for seed := range uint64(20) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		p, now := New(cfg, nil, start), start
 		type held struct {
