@@ -222,6 +222,11 @@ func (r *router) apply() error {
 	if !ok {
 		return errors.New("the bridge is gone")
 	}
+	for _, a := range r.state.Addresses {
+		if a.Overlaps(r.config.Router) {
+			r.notice.Warn("the network of the internet's side is the home's, too: give the home another address in lan.toml", "internet", a, "home", r.config.Router)
+		}
+	}
 	wanName, ports := link.Choose(links, r.options.wan, r.lans)
 	errs := []error{r.wall(wanName), r.join(links, bridge, ports)}
 	now := wan.Now()
