@@ -22,8 +22,7 @@ GCFLAGS := -gcflags=all=-l $(HOT:%=-gcflags=%=) $(CIPHERS:%=-gcflags=%=-pgoprofi
 .PHONY: build webui test unit mips lab guests test-qemu bench run cross packages image test-appliance lint clean peers provision
 
 build: webui
-	build/modules.sh bin
-	CGO_ENABLED=0 $(GO) build -trimpath -modfile bin/go.mod $(GCFLAGS) -ldflags "$(LDFLAGS)" -o bin/subnetd ./subnetd
+	standins=$$(build/modules.sh bin) && CGO_ENABLED=0 $(GO) build -trimpath $$standins $(GCFLAGS) -ldflags "$(LDFLAGS)" -o bin/subnetd ./subnetd
 
 # The page, into webui/dist, if Node is here and anything of it is newer.
 webui:

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Writes OUT/go.mod for `go build -modfile`: the project's own, with golang.zx2c4.com/wireguard taken from a copy in
-# OUT/wireguard, in which the files of build/wireguard stand in for those of the same name.
+# Prints flags for `go build`, by which files of ours stand in for others' of the same name:
+#  -modfile OUT/go.mod, the project's own with golang.zx2c4.com/wireguard taken from a copy in OUT/wireguard, with the files of
+#    build/wireguard;
+#  -overlay OUT/overlay.json, the files of build/_std for those of Go's own packages. Their tests are there, too.
 # usage: modules.sh OUT (a folder inside the project)
 set -euo pipefail
 out=${1%/}
@@ -22,3 +24,18 @@ for file in build/wireguard/*.go; do
 done
 cp go.mod go.sum "$out/"
 go mod edit -replace "golang.zx2c4.com/wireguard=./$out/wireguard" "$out/go.mod"
+
+go=$(go env GOROOT)/src
+begin='{"Replace": {'
+while read -r file; do
+	theirs=$go/${file#build/_std/}
+	if [[ $file != *_test.go && ! -f $theirs ]]; then
+		echo "there is no $theirs any more, so $file can stand in for nothing" >&2
+		exit 1
+	fi
+	printf '%s\n\t"%s": "%s"' "$begin" "$theirs" "$PWD/$file"
+	begin=,
+done < <(find build/_std -name '*.go' | sort) >"$out/overlay.json"
+printf '\n}}\n' >>"$out/overlay.json"
+
+echo "-modfile $out/go.mod -overlay $out/overlay.json"

@@ -18,7 +18,8 @@ targets=("mipsle GOARCH=mipsle GOMIPS=softfloat" "mips GOARCH=mips GOMIPS=softfl
 	"armv5 GOARCH=arm GOARM=5" "armv6 GOARCH=arm GOARM=6" "armv7 GOARCH=arm GOARM=7"
 	"arm64 GOARCH=arm64" "amd64 GOARCH=amd64" "riscv64 GOARCH=riscv64")
 
-build/modules.sh "$out"
+standins=$(build/modules.sh "$out")
+read -ra standins <<<"$standins"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 over=0
@@ -28,7 +29,7 @@ for target in "${targets[@]}"; do
 	read -ra settings <<<"$settings"
 	bin="$out/subnetd-$name"
 	case $name in mips*) apart="-R 0x4000" ;; *) apart= ;; esac
-	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath -modfile "$out/go.mod" "${flags[@]}" \
+	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath "${standins[@]}" "${flags[@]}" \
 		-ldflags "$ldflags $apart" -o "$bin" ./subnetd
 	raw=$(stat -c %s "$bin")
 	xz=$(xz -9e -k -c "$bin" | wc -c)

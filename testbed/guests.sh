@@ -8,7 +8,8 @@ ldflags=${2:--s -w}
 flags=("${@:3}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p "$out"
-build/modules.sh "$out"
+standins=$(build/modules.sh "$out")
+read -ra standins <<<"$standins"
 
 # name GOARCH and what goes with it; the names are those of package qemu. For -R see cross.sh.
 targets=("mipsle GOARCH=mipsle GOMIPS=softfloat" "armv7 GOARCH=arm GOARM=7" "arm64 GOARCH=arm64" "amd64 GOARCH=amd64")
@@ -16,6 +17,6 @@ for target in "${targets[@]}"; do
 	read -r name settings <<<"$target"
 	read -ra settings <<<"$settings"
 	case $name in mips*) apart="-R 0x4000" ;; *) apart= ;; esac
-	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath -modfile "$out/go.mod" "${flags[@]}" \
+	env GOOS=linux CGO_ENABLED=0 "${settings[@]}" go build -trimpath "${standins[@]}" "${flags[@]}" \
 		-ldflags "$ldflags $apart" -o "$out/subnetd-$name" ./subnetd
 done

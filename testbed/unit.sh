@@ -22,5 +22,8 @@ flags=(-vet=off -count=1 -timeout=60m)
 
 go test "${flags[@]}" -trimpath -race "${others[@]}"
 go test "${flags[@]}" "${calm[@]}"
+# Go's own packages, with the files that stand in for theirs.
+build/modules.sh bin/unit >/dev/null
+go test "${flags[@]}" -overlay bin/unit/overlay.json vendor/golang.org/x/net/idna
 go test "${flags[@]}" -v -run 'Thousand|TestAllocations|ManyNodes|ManyChanges|TestWalk$|TestSessionOracle' \
 	./subnetd/control ./subnetd/coord ./subnetd/host/tunnel ./subnetd/underlay | grep -E '_test.go|^(ok|FAIL|---)'

@@ -24,9 +24,10 @@ esac
 out=bin/image/$board
 mkdir -p "$out"
 parts=$(firmware/image/parts.sh "$debian")
-build/modules.sh bin/image
+standins=$(build/modules.sh bin/image)
+read -ra standins <<<"$standins"
 build() { env GOOS=linux CGO_ENABLED=0 "${go[@]}" go build -trimpath "$@"; }
-build -modfile bin/image/go.mod "${flags[@]}" -ldflags "$ldflags $apart" -o "$out/subnetd" ./subnetd
+build "${standins[@]}" "${flags[@]}" -ldflags "$ldflags $apart" -o "$out/subnetd" ./subnetd
 build -ldflags "-s -w" -o "$out/appliance" ./firmware/appliance
 build -ldflags "-s -w" -o "$out/stage1" ./firmware/stage1
 go run ./firmware/image -board "$board" -parts "$parts" -subnetd "$out/subnetd" -appliance "$out/appliance" -stage1 "$out/stage1" \
