@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prints flags for `go build`, by which files of ours stand in for others' of the same name:
 #  -modfile OUT/go.mod, the project's own with golang.zx2c4.com/wireguard taken from a copy in OUT/wireguard, with the files of
-#    build/wireguard;
+#    build/wireguard, and with build/jsonv2 for github.com/go-json-experiment/json;
 #  -overlay OUT/overlay.json, the files of build/_std for those of Go's own packages. Their tests are there, too.
 # usage: modules.sh OUT (a folder inside the project)
 set -euo pipefail
@@ -23,7 +23,8 @@ for file in build/wireguard/*.go; do
 	cp "$file" "$out/wireguard/device/$name"
 done
 cp go.mod go.sum "$out/"
-go mod edit -replace "golang.zx2c4.com/wireguard=./$out/wireguard" "$out/go.mod"
+go mod edit -replace "golang.zx2c4.com/wireguard=./$out/wireguard" \
+	-replace github.com/go-json-experiment/json=./build/jsonv2 "$out/go.mod"
 
 go=$(go env GOROOT)/src
 begin='{"Replace": {'
