@@ -56,7 +56,7 @@ var never = []struct {
 	{[]string{"*", "-host/firewall"}, []string{"github.com/google/nftables"}, false, "nftables has one owner"},
 	{[]string{"*", "-host/route", "-host/tunnel", "-host/watch", "-lan/sense"}, []string{"github.com/jsimonetti/rtnetlink/v2"}, false, "netlink has few owners"},
 	{[]string{"*", "-host/tunnel"}, []string{"golang.zx2c4.com/wireguard/device", "golang.zx2c4.com/wireguard/conn", "golang.zx2c4.com/wireguard/tun"}, false, "the engines stand behind host/tunnel"},
-	{[]string{"*"}, []string{"html/template", "text/template", "tailscale.com/ipn", "tailscale.com/wgengine", "tailscale.com/wgengine/magicsock", "tailscale.com/tsnet", "tailscale.com/control/controlclient"},
+	{[]string{"*"}, []string{"html", "html/template", "text/template", "tailscale.com/ipn", "tailscale.com/wgengine", "tailscale.com/wgengine/magicsock", "tailscale.com/tsnet", "tailscale.com/control/controlclient"},
 		true, "size: they pull in what a router has no room for"},
 }
 
