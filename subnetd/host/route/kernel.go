@@ -85,11 +85,11 @@ func done(err error) bool {
 		errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENOENT)
 }
 
-// routes reads our tables, both families.
-func (k *kernel) routes() ([]rtnetlink.RouteMessage, error) {
+// routes reads our tables, of both families: the mesh's, and those of so many ways.
+func (k *kernel) routes(ways int) ([]rtnetlink.RouteMessage, error) {
 	var out []rtnetlink.RouteMessage
 	for _, f := range families() {
-		for i := range uint32(1 + host.MaxWays) {
+		for i := range uint32(1 + ways) {
 			some, err := k.routesOf(f, host.RouteTable+i)
 			if err != nil {
 				return nil, fmt.Errorf("read routes: %w", err)

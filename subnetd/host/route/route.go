@@ -26,13 +26,14 @@ type Router struct {
 	log      *slog.Logger
 	mu       sync.Mutex
 	last     []string // interfaces of the last Set, to clean up when they change
+	ways     int      // whose tables may have something in them
 	switches switches
 	changes  int // netlink change messages sent since New
 }
 
 // New returns a Router; it touches nothing before the first Set.
 func New(log *slog.Logger) *Router {
-	return &Router{log: log, switches: switches{root: "/proc/sys/net", before: map[string]string{}}}
+	return &Router{log: log, ways: host.MaxWays, switches: switches{root: "/proc/sys/net", before: map[string]string{}}}
 }
 
 // Set makes the machine what want says. The zero Route removes everything of
@@ -96,8 +97,13 @@ func (r *Router) bring(k *kernel, want host.Route) error {
 		}
 	}
 	r.last = names
+	r.ways = max(r.ways, len(want.Ways))
+	routes := k.setRoutes(entries(want, links), r.ways)
+	if routes == nil {
+		r.ways = len(want.Ways)
+	}
 	errs = append(errs,
-		k.setRoutes(entries(want, links)),
+		routes,
 		k.setRules(want),
 		r.switches.set(want.Forward))
 	return errors.Join(errs...)
@@ -115,7 +121,7 @@ func interfaces(want host.Route) []string {
 // clear removes what is ours: rules first, so that nothing asks an empty table.
 func (r *Router) clear(k *kernel, want host.Route) error {
 	links, err := k.linksOfTables()
-	errs := []error{err, k.setRules(want), k.setRoutes(nil)}
+	errs := []error{err, k.setRules(want), k.setRoutes(nil, host.MaxWays)}
 	for _, name := range r.last {
 		if !slices.Contains(links, name) {
 			links = append(links, name)

@@ -78,9 +78,10 @@ func carries(w host.Way, all netip.Prefix, own []netip.Prefix) bool {
 		slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Addr().Is4() == v4 })
 }
 
-// setRoutes makes want the content of our tables.
-func (k *kernel) setRoutes(want []entry) error {
-	have, err := k.routes()
+// setRoutes makes want the content of our tables, of which those of so many ways may
+// have something in them.
+func (k *kernel) setRoutes(want []entry, ways int) error {
+	have, err := k.routes(ways)
 	if err != nil {
 		return err
 	}
@@ -140,7 +141,7 @@ func prefixOf(m *rtnetlink.RouteMessage) netip.Prefix {
 
 // linksOfTables names the interfaces our tables lead to.
 func (k *kernel) linksOfTables() ([]string, error) {
-	all, err := k.routes()
+	all, err := k.routes(host.MaxWays)
 	if err != nil {
 		return nil, err
 	}
