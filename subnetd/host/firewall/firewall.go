@@ -5,6 +5,7 @@
 // talks to the kernel by netlink only and touches no other table.
 //
 //	Set     policy -> compile -> names -> for each table: bring
+//	Restore others were here -> bring what was brought, before anybody makes a plan
 //	bring   equal digest and whole: nothing; ours but another: swap, by which no
 //	        packet of an allowed flow is lost; else: replace
 package firewall
@@ -15,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"sync"
 
@@ -39,11 +41,12 @@ type Firewall struct {
 	log  *slog.Logger
 	dial func() (*nftables.Conn, error)
 
-	mu    sync.Mutex // guards all below, and has all changes take turns
-	exits *table     // of SetExits
-	gen   uint32     // the kernel's count of transactions when left was so
-	left  map[string]left
-	told  told // by Closed
+	mu     sync.Mutex // guards all below, and has all changes take turns
+	exits  *table     // of SetExits
+	wanted []*named   // all that were brought, the kill switch first
+	gen    uint32     // the kernel's count of transactions when left was so
+	left   map[string]left
+	told   told // by Closed
 }
 
 // left is how a table was left.
@@ -101,7 +104,7 @@ func (f *Firewall) bring(ctx context.Context, tables ...*table) (err error) {
 }
 
 func (f *Firewall) bringOne(ctx context.Context, t *table) error {
-	want, err := t.named()
+	want, err := f.name(t)
 	if err != nil {
 		return err
 	}
@@ -114,6 +117,7 @@ func (f *Firewall) bringOne(ctx context.Context, t *table) error {
 		return err
 	}
 	defer func() { _ = conn.CloseLasting() }()
+	want.commits = 0
 	if ok && known.digest != (digest{}) {
 		err = f.exchange(ctx, conn, want, known.digest, &known.stock)
 	} else {
@@ -125,7 +129,51 @@ func (f *Firewall) bringOne(ctx context.Context, t *table) error {
 	}
 	f.gen += want.commits
 	f.left[t.name] = left{want.digest, want.stock()}
+	f.keep(want)
 	return nil
+}
+
+// name gives a table its names; those of what was brought last are known, and need not
+// be found again.
+func (f *Firewall) name(t *table) (*named, error) {
+	if i := f.indexOf(t.name); i >= 0 && reflect.DeepEqual(f.wanted[i].of, t) {
+		return f.wanted[i], nil
+	}
+	return t.named()
+}
+
+func (f *Firewall) indexOf(table string) int {
+	return slices.IndexFunc(f.wanted, func(w *named) bool { return w.name == table })
+}
+
+// keep has Restore know of a table that was brought.
+func (f *Firewall) keep(t *named) {
+	switch i := f.indexOf(t.name); {
+	case i >= 0:
+		f.wanted[i] = t
+	case t.name == host.NftGuardTable:
+		f.wanted = slices.Insert(f.wanted, 0, t)
+	default:
+		f.wanted = append(f.wanted, t)
+	}
+}
+
+// Restore looks at our tables again if others changed nftables since we last did, which
+// it says: what is gone comes back, the kill switch first. Where nobody did it costs one
+// question.
+func (f *Firewall) Restore(ctx context.Context) (others bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.recall()
+	for _, t := range slices.Clone(f.wanted) {
+		if _, known := f.left[t.name]; !known {
+			others, err = true, cmp.Or(err, f.bringOne(ctx, t.of))
+		}
+	}
+	return others, err
 }
 
 // recall forgets what is not sure: where the kernel has counted other transactions, one

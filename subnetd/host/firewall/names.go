@@ -26,8 +26,9 @@ const nameDigits = 12
 // named is a table as the kernel gets it.
 type named struct {
 	table
+	of      *table // whose names these are
 	digest  digest
-	commits uint32 // the kernel's transactions, so far, that this took
+	commits uint32 // the kernel's transactions that bringing it took
 }
 
 // sealed reports whether the rules of a chain of that name never change. No other
@@ -38,7 +39,7 @@ func sealed(chain string) bool { return strings.Contains(chain, "-") }
 // expression cannot be.
 func (t *table) named() (*named, error) {
 	if len(t.chains) == 0 {
-		return &named{table: *t}, nil
+		return &named{table: *t, of: t}, nil
 	}
 	n := namer{sets: map[string]set{}, chains: map[string]chain{}, names: map[string]string{}}
 	for _, s := range t.sets {
@@ -49,7 +50,7 @@ func (t *table) named() (*named, error) {
 			n.chains[c.name] = c
 		}
 	}
-	out := &named{table: table{name: t.name}}
+	out := &named{table: table{name: t.name}, of: t}
 	for _, s := range t.sets {
 		out.sets = append(out.sets, set{n.set(s.name), s.key, s.kind, n.values(s.values)})
 	}
@@ -108,8 +109,12 @@ func nameOf(name string, h hash.Hash) string {
 	return name + "-" + hex.EncodeToString(h.Sum(nil))[:nameDigits]
 }
 
-// values are the elements of a set, with names for chains.
+// values are the elements of a set, with names for chains. Those that lead to none are
+// the same.
 func (n *namer) values(in []nftables.SetElement) []nftables.SetElement {
+	if !slices.ContainsFunc(in, func(e nftables.SetElement) bool { return e.VerdictData != nil }) {
+		return in
+	}
 	out := slices.Clone(in)
 	for i := range out {
 		if v := out[i].VerdictData; v != nil {
