@@ -167,6 +167,7 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	d.engine.SetShare(chosen.share)
 	d.engine.SetConfig(d.cfg)
 	d.watch = watch.New(d.logger("watch"), d.setFacts, d.engine.Repair)
+	d.tasks = append(d.tasks, watch.NewFilter(d.logger("watch"), d.restoreTables(fw), d.engine.Repair))
 	d.watch.Follow(d.cfg.Exit.MACs())
 	d.engine.SetProblem("identity", d.started, "Put a backup of the file back and restart, or go on as a new node.")
 	d.cache = newNetmapCache(d.dir, d.logger("cache"), func(text string) {
@@ -193,6 +194,17 @@ func (d *daemon) apply(hands *apply.Applier, fw *firewall.Firewall) func(context
 			d.logger("firewall").Debug("whether the WAN is open is not known", "err", looked)
 		}
 		return err
+	}
+}
+
+// restoreTables has what is gone of our tables brought back, without waiting for a plan.
+func (d *daemon) restoreTables(fw *firewall.Firewall) func(context.Context) bool {
+	return func(ctx context.Context) bool {
+		others, err := fw.Restore(ctx)
+		if err != nil && ctx.Err() == nil {
+			d.logger("firewall").Warn("a table that is gone is not back yet", "err", err)
+		}
+		return others
 	}
 }
 

@@ -29,7 +29,6 @@ const (
 
 	routeGroups = unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
 		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE | unix.RTMGRP_IPV4_RULE | 1<<(unix.RTNLGRP_IPV6_RULE-1)
-	firewallGroups = 1 << (unix.NFNLGRP_NFTABLES - 1)
 
 	// what the kernel tells of a neighbour is mostly that it is still there; so many
 	// are remembered to know that
@@ -37,7 +36,7 @@ const (
 )
 
 // Watcher reports when the Facts change, and when anybody, we ourselves too,
-// touched addresses, routes, rules or the packet filter.
+// touched addresses, routes or rules.
 type Watcher struct {
 	log      *slog.Logger
 	onChange func(host.Facts)
@@ -87,28 +86,19 @@ func (w *Watcher) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("netlink: %w", err)
 	}
-	conns := []*netlink.Conn{c}
-	if c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: firewallGroups}); err == nil {
-		conns = append(conns, c)
-	} else {
-		w.log.Debug("changes of the packet filter are not seen", "err", err)
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	events := make(chan struct{}, 1)
 	events <- struct{}{} // the first look; we are subscribed already
 	moves := make(chan struct{}, 1)
-	ended := make(chan error, len(conns)+1)
-	for _, c := range conns {
-		go func() { ended <- follow(ctx, c, events, func([]netlink.Message) bool { return true }); cancel() }()
-	}
+	ended := make(chan error, 2)
+	go func() { ended <- follow(ctx, c, events, anything); cancel() }()
 	go func() { ended <- w.followNeighbours(ctx, moves); cancel() }()
 	w.loop(ctx, events, moves)
-	for range len(conns) + 1 {
-		err = errors.Join(err, <-ended)
-	}
-	return err
+	return errors.Join(<-ended, <-ended)
 }
+
+func anything([]netlink.Message) bool { return true }
 
 // followNeighbours listens to what becomes of neighbours, for as long as somebody's
 // addresses are asked for: a busy LAN changes something about them all the time.
@@ -211,17 +201,13 @@ func (w *Watcher) loop(ctx context.Context, events, moves <-chan struct{}) {
 	var last host.Facts
 	first := true
 	var rest <-chan time.Time // no touch is reported before; nil: one may be
-	var rested time.Time      // when a whole burst of them may be reported again
+	var spent budget
 	touched := false
 	for {
 		if touched && rest == nil {
 			w.onTouch()
 			touched = false
-			if now := time.Now(); rested.Before(now) {
-				rested = now
-			}
-			rested = rested.Add(touchPause)
-			if wait := time.Until(rested) - (touchBurst-1)*touchPause; wait > 0 {
+			if wait := spent.spend(time.Now()); wait > 0 {
 				rest = time.After(wait)
 			}
 		}
@@ -251,6 +237,21 @@ func (w *Watcher) loop(ctx context.Context, events, moves <-chan struct{}) {
 			w.onChange(now)
 		}
 	}
+}
+
+// budget is how often something may be told of: in the long run once in touchPause, and
+// after a quiet time touchBurst times at once.
+type budget struct {
+	full time.Time // when a whole burst may be told again
+}
+
+// spend says how long to wait before it is told again.
+func (b *budget) spend(now time.Time) time.Duration {
+	if b.full.Before(now) {
+		b.full = now
+	}
+	b.full = b.full.Add(touchPause)
+	return b.full.Sub(now) - (touchBurst-1)*touchPause
 }
 
 // insist looks until it has seen; it reports false when ctx is done.
