@@ -28,6 +28,7 @@ type guardScene struct {
 	web    *netns.Host
 	forbid *netns.Host // what only the TV and the router ask for, with counters before it
 	exit   *netns.StockPeer
+	losses *qemu.Process // an `nft monitor`
 
 	allowed int // packets that may have left by the WAN
 }
@@ -70,6 +71,7 @@ func openGuardScene(t *testing.T) *guardScene {
 	wantKernel(t, s.daemon)
 	s.count(t)
 	s.writeBoot(t)
+	s.losses = s.guest.Start("nft", "monitor", "destroy", "tables")
 	s.tv, s.laptop = talk(t, tv, s.forbid, 4*time.Millisecond), talk(t, s.home.LAN, s.web, 20*time.Millisecond)
 	return s
 }
@@ -305,17 +307,59 @@ func (s *guardScene) wantByExit(t *testing.T, after string) {
 	s.wantNone(t, after)
 }
 
-// wantTables waits until the daemon has brought our tables back, the kill switch first, and tells how long that took.
-func (s *guardScene) wantTables(t *testing.T, after string) {
+// flushAndBack takes all rules away and waits until the daemon has brought our tables back, the kill switch first; it tells
+// how long after the kernel's word of the loss the daemon had the kernel's word that they are in force.
+func (s *guardScene) flushAndBack(t *testing.T) {
 	t.Helper()
-	began := time.Now()
-	for _, table := range []string{"subnetd_guard", "subnetd"} {
-		netns.Eventually(t, 10*time.Second, table+" is back", func() error {
-			_, err := s.home.Router.Run(t.Context(), "nft", "list", "table", "inet", table)
-			return err
-		})
-		t.Logf("%s: the table %s is back after %v", after, table, time.Since(began).Round(time.Millisecond))
+	tables := []string{"subnetd_guard", "subnetd_port", "subnetd_exits", "subnetd"}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	lost := arrival(ctx, s.losses.Lines, "delete table inet subnetd_guard")
+	var back []<-chan time.Time
+	for _, table := range tables {
+		back = append(back, arrival(ctx, s.daemon.Log, "table="+table+" "))
 	}
+	s.flush(t)
+	from, last := <-lost, time.Time{}
+	for i, c := range back {
+		at := <-c
+		if at.IsZero() || from.IsZero() {
+			t.Fatalf("the table %s is not back, or no loss was seen: %v", tables[i], s.losses.Lines())
+		}
+		if i == 0 {
+			t.Logf("flushed: the kill switch is in force again after %v", at.Sub(from).Round(time.Millisecond))
+		}
+		if last.Before(at) {
+			last = at
+		}
+	}
+	t.Logf("flushed: all tables are after %v", last.Sub(from).Round(time.Millisecond))
+	out := s.sh(t, "nft list tables")
+	for _, table := range tables {
+		if !strings.Contains(out, "table inet "+table+"\n") {
+			t.Errorf("the daemon says that the table %s is back, which it is not: %s", table, out)
+		}
+	}
+}
+
+// arrival gives the time at which a line with that text comes, beyond those there are; the zero time if none does.
+func arrival(ctx context.Context, lines func() []string, text string) <-chan time.Time {
+	count := func() int { return strings.Count(strings.Join(lines(), "\n"), text) }
+	at, before := make(chan time.Time, 1), count()
+	go func() {
+		defer close(at)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for count() == before {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+		at <- time.Now()
+	}()
+	return at
 }
 
 // wantBlocked waits until the owner is told.
@@ -357,8 +401,7 @@ func (s *guardScene) uplinkAway(t *testing.T) {
 // exitWorks: what takes the rules and links away under a TV whose exit works.
 func (s *guardScene) exitWorks(t *testing.T) {
 	s.wantByExit(t, "joined")
-	s.flush(t)
-	s.wantTables(t, "flushed")
+	s.flushAndBack(t)
 	s.wantByExit(t, "flushed")
 	s.removeExits(t)
 	s.wantByExit(t, "the exit's interface removed")
@@ -378,8 +421,7 @@ func (s *guardScene) exitWorks(t *testing.T) {
 func (s *guardScene) exitOff(t *testing.T) {
 	s.exit.Kill()
 	s.wantNone(t, "the exit is off")
-	s.flush(t)
-	s.wantTables(t, "flushed")
+	s.flushAndBack(t)
 	s.wantNone(t, "flushed")
 	s.wantBlocked(t)
 	s.wantNone(t, "the exit is known to be off")
