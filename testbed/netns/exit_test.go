@@ -192,24 +192,16 @@ func (s *exitHome) perDevice(t *testing.T) {
 		}
 		return err
 	})
-	s.must(t, "exit", "use", "parents", s.a.MAC("eth0"))
+	s.moved(t, s.x.Host, "exit", "use", "parents", s.a.MAC("eth0"))
 	s.must(t, "exit", "use", "cabin", s.b.MAC("eth0"))
-	wantOutBy(t, s.a, s.web, s.x.Host, 20*time.Second)
 	wantOutBy(t, s.b, s.web, s.y.Host, 20*time.Second)
 	wantOutBy(t, s.c, s.web, s.home.Router, 5*time.Second)
 	wantOutBy(t, s.a, s.web, s.x.Host, 5*time.Second) // still
 	wantReach(t, s.a, s.b.Addr4, s.b.Addr6, s.home.LAN4.Addr().Next(), s.home.LAN6.Addr().Next())
 
-	s.must(t, "exit", "use", "cabin", s.a.MAC("eth0"))
-	told := time.Now()
-	took := wantOutBy(t, s.a, s.web, s.y.Host, 10*time.Second).Sub(told)
-	t.Logf("another exit: new flows of both families leave by it %v after the command", took.Round(time.Millisecond))
-	s.must(t, "exit", "off", s.a.MAC("eth0"))
-	told = time.Now()
-	took = wantOutBy(t, s.a, s.web, s.home.Router, 10*time.Second).Sub(told)
-	t.Logf("off: %v after the command", took.Round(time.Millisecond))
-	s.must(t, "exit", "use", "parents", s.a.MAC("eth0"))
-	wantOutBy(t, s.a, s.web, s.x.Host, 10*time.Second)
+	s.moved(t, s.y.Host, "exit", "use", "cabin", s.a.MAC("eth0"))
+	s.moved(t, s.home.Router, "exit", "off", s.a.MAC("eth0"))
+	s.moved(t, s.x.Host, "exit", "use", "parents", s.a.MAC("eth0"))
 	out := s.must(t, "exit", "test", s.a.MAC("eth0"))
 	if !strings.Contains(out, "parents") {
 		t.Errorf("exit test: %s", out)
@@ -220,6 +212,62 @@ func (s *exitHome) perDevice(t *testing.T) {
 		"addr add fd77:77::61/64 dev eth0 nodad", "addr del "+s.a.Addr6.String()+"/64 dev eth0")
 	s.a.Addr4, s.a.Addr6 = netip.MustParseAddr("192.168.77.61"), netip.MustParseAddr("fd77:77::61")
 	wantOutBy(t, s.a, s.web, s.x.Host, 5*time.Second) // another address, the same device
+}
+
+// moved runs a command of the daemon by which new flows of a shall leave by another, and tells when the first of both
+// families did.
+func (s *exitHome) moved(t *testing.T, by *netns.Host, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	v4, v6 := firstBy(ctx, s.a, s.web.Addr4, outside(by)[0]), firstBy(ctx, s.a, s.web.Addr6, outside(by)[1])
+	began := time.Now()
+	s.must(t, args...)
+	answered := time.Since(began)
+	last := began
+	for _, first := range []<-chan time.Time{v4, v6} {
+		select {
+		case at := <-first:
+			if at.After(last) {
+				last = at
+			}
+		case <-ctx.Done():
+			t.Fatalf("subnetd %v: new flows do not leave by %s", args, by.Name)
+		}
+	}
+	t.Logf("%s: new flows of both families leave by %s %v after the command began, which took %v",
+		strings.Join(args[:2], " "), by.Name, last.Sub(began).Round(time.Millisecond), answered.Round(time.Millisecond))
+	wantOutBy(t, s.a, s.web, by, 5*time.Second)
+}
+
+// firstBy says when the web first sees a flow of the host as from want: new ones begin all the time, as one whose first
+// packet is lost sends the next a second later.
+func firstBy(ctx context.Context, h *netns.Host, web, want netip.Addr) <-chan time.Time {
+	out := make(chan time.Time, 1)
+	go func() {
+		seen := make(chan time.Time, 1)
+		tick := time.NewTicker(30 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			go func() {
+				if got, err := seenFrom(ctx, h, web); err == nil && got == want {
+					select {
+					case seen <- time.Now():
+					default:
+					}
+				}
+			}()
+			select {
+			case at := <-seen:
+				out <- at
+				return
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return out
 }
 
 // killSwitch: with its exit gone the device is blocked, also with the daemon killed and the ruleset flushed; the others are not.
@@ -440,11 +488,17 @@ func TestExitOffered(t *testing.T) {
 	s.daemon.UpKey(s.hs, s.hs.PreAuthKey("ana", netns.KeyOptions{}), "home")
 	s.phone = lab.StockPeer(lab.NAT(netns.Public))
 	s.phone.Up(s.hs.URL, s.hs.PreAuthKey("ana", netns.KeyOptions{}), "--accept-routes")
+	wantOutBy(t, s.phone.Host, web, s.phone.Host, 5*time.Second)
+	wantExitOffered(t, s, web)
+}
+
+// wantExitOffered: the phone may leave by home, where nothing of the LAN is exposed, for as long as that is offered.
+func wantExitOffered(t *testing.T, s *scene, web *netns.Host) {
+	t.Helper()
 	if out, err := s.daemon.CLI("exit", "offer", "on"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	s.hs.ApproveRoutes("home", internet4, internet6)
-	wantOutBy(t, s.phone.Host, web, s.phone.Host, 5*time.Second)
 	v4, _, err := s.hs.MeshAddrs("home")
 	if err != nil {
 		t.Fatal(err)

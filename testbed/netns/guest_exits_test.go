@@ -85,24 +85,18 @@ func (s *exitScene) wantOut(t *testing.T, exit *netns.StockPeer) time.Duration {
 	return time.Since(start)
 }
 
-// TestGuestExits: the kernel engine with stock exits, each behind an interface of its own and all behind one UDP port.
+// TestGuestExits: the kernel engine with stock exits, each behind an interface of its own and all behind one UDP port; then
+// what is wanted of exits with any engine.
 func TestGuestExits(t *testing.T) {
 	s := &exitScene{guestScene: bootScene(t, qemu.AMD64, 512, 0, netns.Easy)}
+	tv, laptop := s.lab.Device(s.home, "tv", 51), s.lab.Device(s.home, "laptop", 52)
 	s.web = s.lab.Far("web")
 	serveSource(t, s.web)
-	exits := map[netns.NAT]*netns.StockPeer{}
+	s.home.LAN.ServePayload("[::]:80", 1, lanPayload)
+	s.home.Router.Start("iperf3", "-s", "-p", "8080")
 	s.begin(t, "kernel")
-	for _, kind := range []netns.NAT{netns.Easy, netns.Public, netns.UDPBlocked} {
-		p := s.lab.StockPeer(s.lab.Client("exit-"+string(kind), kind))
-		for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-			if out, err := p.Host.Run(t.Context(), "sh", "-c", "echo 1 >/proc/sys/net/"+f); err != nil {
-				t.Fatal(err, out)
-			}
-		}
-		p.Up(s.hs.URL, s.key, "--advertise-exit-node")
-		s.hs.ApproveRoutes(p.Host.Name, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"))
-		exits[kind] = p
-	}
+	easy, public := stockExit(t, s.lab, s.hs, "exit-easy", netns.Easy), stockExit(t, s.lab, s.hs, "parents", netns.Public)
+	relayed, cabin := stockExit(t, s.lab, s.hs, "exit-udp-blocked", netns.UDPBlocked), stockExit(t, s.lab, s.hs, "cabin", netns.Public)
 	defer func() {
 		if t.Failed() {
 			out, _ := s.home.Router.Run(context.Background(), "sh", "-c", "wg show all dump | cut -f1,2,4-; ip rule; ip route show table all | grep -v local; nft list table inet subnetd_exits")
@@ -111,14 +105,13 @@ func TestGuestExits(t *testing.T) {
 			t.Logf("the daemon says:\n%s", out)
 		}
 	}()
-	easy, public, relayed := exits[netns.Easy], exits[netns.Public], exits[netns.UDPBlocked]
 	key := func(p *netns.StockPeer) string { return wgKey(t, s.hs, p.Host.Name) }
 	wantKernel(t, s.daemon)
 	wantDirect(t, &s.scene)
 	phone := watchEndpoint(t, s.home.Router, wgKey(t, s.hs, s.phone.Host.Name), nil, "")
 	down, up := s.streams(t)
 
-	s.rows(t, "lan -> exit-easy", "router -> exit-public")
+	s.rows(t, "lan -> exit-easy", "router -> parents")
 	t.Logf("the LAN leaves by the first exit %v after the wish", s.wantOut(t, easy).Round(time.Millisecond))
 	x, err := exitOf(s.home.Router, key(easy))
 	if err != nil {
@@ -192,7 +185,7 @@ func TestGuestExits(t *testing.T) {
 	t.Logf("%s: %d datagrams sent, missing %s", flow.what, sent, tell(holes))
 
 	// Another exit, a relayed one, and none.
-	s.rows(t, "lan -> exit-public")
+	s.rows(t, "lan -> parents")
 	t.Logf("by another after %v", s.wantOut(t, public).Round(time.Millisecond))
 	direct(public)
 	s.rows(t, "lan -> exit-udp-blocked")
@@ -216,4 +209,46 @@ func TestGuestExits(t *testing.T) {
 	wantWhole(t, down)
 	wantWholeUnless(t, up, away)
 	phone.wantSteady(t)
+
+	all := &exitHome{scene: &s.scene, lab: s.lab, web: s.web, a: tv, b: laptop, c: s.home.LAN, x: public, y: cabin}
+	s.lab.Run("per-device", all.perDevice)
+	s.lab.Run("pppoe", func(t *testing.T) {
+		all.pppoe(t)
+		for _, a := range []netip.Addr{s.home.LAN.Addr4, s.home.LAN.Addr6} { // and by the route to the home
+			wantPayload(t, s.phone.Host, "http://"+netip.AddrPortFrom(a, 80).String()+"/", 1, lanPayload)
+		}
+	})
+	s.lab.Run("offered", s.offered)
+}
+
+// lanPayload is what the LAN host serves, in bytes.
+const lanPayload = 2_000_000
+
+// offered: a stock client behind a NAT leaves by home, whose LAN was open to it until a moment ago, and is not any more.
+func (s *exitScene) offered(t *testing.T) {
+	homes := []netip.AddrPort{netip.AddrPortFrom(s.home.LAN.Addr4, 80), netip.AddrPortFrom(s.home.LAN.Addr6, 80),
+		netip.AddrPortFrom(s.home.LAN4.Addr().Next(), 8080), netip.AddrPortFrom(s.home.LAN6.Addr().Next(), 8080)}
+	for _, a := range homes {
+		netns.Eventually(t, 10*time.Second, "the home is open", func() error {
+			if !letsIn(s.phone.Host, a) {
+				return fmt.Errorf("the phone does not reach %v", a)
+			}
+			return nil
+		})
+	}
+	b, err := s.daemon.Host.ReadFile(s.daemon.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	toml, _, _ := strings.Cut(string(b), "\n[exit]")
+	s.daemon.Reload(strings.Replace(toml, `expose = "all"`, `expose = "none"`, 1))
+	for _, a := range homes {
+		netns.Eventually(t, 10*time.Second, "nothing of the home is exposed", func() error {
+			if letsIn(s.phone.Host, a) {
+				return fmt.Errorf("the phone reaches %v", a)
+			}
+			return nil
+		})
+	}
+	wantExitOffered(t, &s.scene, s.web)
 }
