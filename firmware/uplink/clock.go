@@ -17,7 +17,11 @@ const (
 	agreeWithin = 500 * time.Millisecond // two servers, beyond what the ways to them explain
 	mostDelay   = 5 * time.Second
 	stepFrom    = 500 * time.Millisecond // less than that is slewed
+	lifeYears   = 40                     // of a router
 )
+
+// written is the year of this file: what is built is not older.
+func written() time.Time { return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC) }
 
 // answerOfClock is what one server says: how far our clock is behind, and how long that
 // took to ask.
@@ -42,14 +46,15 @@ func ntpAnswer(b []byte, nonce uint64, sent time.Time, took time.Duration, built
 	}
 	received, transmitted := ntpTime(b[32:], built), ntpTime(b[40:], built)
 	inside := transmitted.Sub(received)
-	if binary.BigEndian.Uint64(b[40:]) == 0 || transmitted.Before(built) || inside < 0 || inside > took+time.Second || took > mostDelay {
+	if binary.BigEndian.Uint64(b[40:]) == 0 || transmitted.Before(built) || transmitted.After(built.AddDate(lifeYears, 0, 0)) || inside < 0 || inside > took+time.Second || took > mostDelay {
 		return answerOfClock{}, errors.New("a time that cannot be")
 	}
 	middle := sent.Add(took / 2)
 	return answerOfClock{offset: received.Add(inside / 2).Sub(middle), delay: took}, nil
 }
 
-// ntpTime reads a timestamp. There are only 136 years: it is in those since built.
+// ntpTime reads a timestamp. There are only 136 years: it is in those since built, so that a
+// server that is years behind seems to be far ahead.
 func ntpTime(b []byte, built time.Time) time.Time {
 	seconds, fraction := int64(binary.BigEndian.Uint32(b)), int64(binary.BigEndian.Uint32(b[4:]))
 	unix := seconds - ntpEpoch

@@ -37,11 +37,16 @@ func TestNTPAnswer(t *testing.T) {
 		t.Errorf("2040: %v, %v", a.offset, err)
 	}
 	for name, change := range map[string]func([]byte){
-		"another question":    func(b []byte) { b[31] ^= 1 },
-		"a client":            func(b []byte) { b[0] = 4<<3 | 3 },
-		"not synchronized":    func(b []byte) { b[0] |= 3 << 6 },
-		"a kiss of death":     func(b []byte) { b[1] = 0 },
-		"stratum 16":          func(b []byte) { b[1] = 16 },
+		"another question": func(b []byte) { b[31] ^= 1 },
+		"a client":         func(b []byte) { b[0] = 4<<3 | 3 },
+		"not synchronized": func(b []byte) { b[0] |= 3 << 6 },
+		"a kiss of death":  func(b []byte) { b[1] = 0 },
+		"stratum 16":       func(b []byte) { b[1] = 16 },
+		"twenty years ago": func(b []byte) {
+			for _, o := range []int{32, 40} {
+				binary.BigEndian.PutUint32(b[o:], binary.BigEndian.Uint32(b[o:])-20*365*86400)
+			}
+		},
 		"no time":             func(b []byte) { clear(b[40:48]) },
 		"sent before it came": func(b []byte) { b[43]-- },
 		"an hour inside":      func(b []byte) { binary.BigEndian.PutUint32(b[40:], binary.BigEndian.Uint32(b[40:])+3600) },

@@ -48,6 +48,9 @@ type options struct {
 // Main is `appliance uplink`. changed is called when the file for the home's side is new;
 // built is a time that is over.
 func Main(ctx context.Context, args []string, errs io.Writer, changed func(), built time.Time) int {
+	if built.Before(written()) { // it may not be known
+		built = written()
+	}
 	o := options{changed: changed, setTime: kernelClock{}, built: built}
 	fs := flag.NewFlagSet("uplink", flag.ContinueOnError)
 	fs.SetOutput(errs)
