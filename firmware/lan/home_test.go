@@ -3,11 +3,15 @@ package lan
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -49,7 +53,7 @@ func newLab(t *testing.T) *lab {
 	l := &lab{t: t, home: place.New(t, "lan0"), net: place.New(t, "wan0"), log: &bytes.Buffer{}}
 	dir := t.TempDir()
 	l.options = options{wan: "wan0", lans: "lan0", data: filepath.Join(dir, "lan"), wanFile: filepath.Join(dir, "wan.json"),
-		names: filepath.Join(dir, "dnsmasq.d"), leases: filepath.Join(dir, "dhcp.leases"), subnetd: filepath.Join(dir, "subnetd")}
+		names: filepath.Join(dir, "dnsmasq.d"), leases: filepath.Join(dir, "dhcp.leases"), subnetd: filepath.Join(dir, "subnetd.sock")}
 	for _, c := range [][]string{{"addr", "add", "198.51.100.2/24", "dev", "wan0"}, {"-6", "addr", "add", "2001:db8:ffff::2/64", "dev", "wan0", "nodad"},
 		{"link", "set", "wan0", "up"}, {"link", "set", "lo", "up"}} {
 		place.Command(t, "ip", c...)
@@ -97,9 +101,7 @@ func TestHome(t *testing.T) {
 	now := wan.Now()
 	l.tells(wan.State{Interface: "wan0", Resolvers: []netip.Addr{netip.MustParseAddr("198.51.100.1")},
 		Delegated: []wan.Delegation{{Prefix: netip.MustParsePrefix("2001:db8::/56"), Preferred: now + time.Hour, Valid: now + 2*time.Hour}}})
-	if err := os.WriteFile(l.options.subnetd, []byte("#!/bin/sh\necho '{\"Host\":{\"Firewall\":{\"Openings\":{\"UDP\":[40001],\"TCP\":[8410]}}}}'\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	ports := l.daemon()
 	l.start()
 
 	got := ""
@@ -172,10 +174,13 @@ func TestHome(t *testing.T) {
 	}
 	l.reload()
 	l.answers("100.64.0.7", "@192.168.77.1", "Phone.MESH.internal")
-	place.Eventually(t, "the ports of subnetd", func() bool {
-		rules := place.Command(t, "nft", "list", "table", "inet", "appliance")
-		return strings.Contains(rules, `iifname "wan0" udp dport 40001`) && strings.Contains(rules, `iifname "wan0" tcp dport 8410`)
-	})
+	for _, tcp := range []string{"8410", "8443"} { // then the owner changes it
+		ports <- `{"UDP":[40001],"TCP":[` + tcp + `]}`
+		place.Eventually(t, "the ports of subnetd", func() bool {
+			rules := place.Command(t, "nft", "list", "table", "inet", "appliance")
+			return strings.Contains(rules, `iifname "wan0" udp dport 40001`) && strings.Contains(rules, `iifname "wan0" tcp dport `+tcp)
+		})
+	}
 
 	// The provider takes its prefix away.
 	l.tells(wan.State{Interface: "wan0"})
@@ -186,6 +191,38 @@ func TestHome(t *testing.T) {
 		_, after, _ := strings.Cut(ra, "Prefix                   : 2001:db8::/64")
 		return strings.Contains(ra, "Router lifetime           :            0") && strings.Contains(strings.Join(strings.Fields(after), " "), "Pref. time : 0 ")
 	})
+}
+
+// daemon answers at subnetd's socket: a snapshot for each plan that is sent.
+func (l *lab) daemon() chan<- string {
+	l.t.Helper()
+	ln, err := net.Listen("unix", l.options.subnetd)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	plans, plan := make(chan string), atomic.Value{}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/watch", func(w http.ResponseWriter, r *http.Request) {
+		for generation := 1; ; generation++ {
+			select {
+			case <-r.Context().Done():
+				return
+			case p := <-plans:
+				plan.Store(p)
+			}
+			for range 2 { // something else is new, too
+				fmt.Fprintf(w, "{\"generation\":%d,\"peers\":[]}\n", generation)
+			}
+			_ = http.NewResponseController(w).Flush() // an asker who left ends by its context
+		}
+	})
+	mux.HandleFunc("GET /v1/debug/plan", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, `{"Host":{"Firewall":{"Openings":%s}}}`, plan.Load())
+	})
+	s := &http.Server{Handler: mux}
+	go func() { _ = s.Serve(ln) }() // until it is closed
+	l.t.Cleanup(func() { s.Close() })
+	return plans
 }
 
 // answers waits until a question of the home's has an answer with that text: a resolver that is slow once is no error.

@@ -51,7 +51,7 @@ type options struct {
 	wanFile   string // of package wan
 	names     string // directory of dnsmasq's files
 	leases    string // file of leases that run, where subnetd looks for them
-	subnetd   string // the program that says which ports it needs
+	subnetd   string // the socket of the daemon that says which ports it needs
 }
 
 // Main is `appliance lan`.
@@ -65,7 +65,7 @@ func Main(ctx context.Context, args []string, errs io.Writer) int {
 	fs.StringVar(&o.wanFile, "wan-file", wan.File, "what the uplink tells")
 	fs.StringVar(&o.names, "names", NamesDir, "directory of dnsmasq's files")
 	fs.StringVar(&o.leases, "leases", "/tmp/dhcp.leases", "file of the leases that run")
-	fs.StringVar(&o.subnetd, "subnetd", "/usr/bin/subnetd", "subnetd's program")
+	fs.StringVar(&o.subnetd, "subnetd", "/run/subnetd/subnetd.sock", "subnetd's socket")
 	if err := fs.Parse(args); err != nil {
 		return 2
 	}
@@ -86,6 +86,8 @@ type router struct {
 	config  Config
 	ula     netip.Prefix
 	state   wan.State
+	opened  chan openings
+	wake    chan struct{}
 	open    openings
 	inForce firewall.Config
 	told    home
@@ -96,7 +98,8 @@ type router struct {
 }
 
 func serve(ctx context.Context, o options, log *slog.Logger) error {
-	r := &router{options: o, log: log, notice: notice.New(log, time.Now), homes: make(chan home, 1), forwarder: names.NewForwarder(time.Now)}
+	r := &router{options: o, log: log, notice: notice.New(log, time.Now), homes: make(chan home, 1), opened: make(chan openings), wake: make(chan struct{}, 1),
+		forwarder: names.NewForwarder(time.Now)}
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -156,6 +159,13 @@ func (r *router) services(ctx context.Context, group *errgroup.Group) {
 	group.Go(func() error { return d.run(ctx, Bridge) })
 	ra := &radv{notice: r.notice, now: wan.Now, homes: r.homes}
 	group.Go(func() error { return ra.run(ctx, Bridge) })
+	door := &doorman{socket: r.subnetd, wake: r.wake, tell: func(ctx context.Context, o openings) {
+		select {
+		case r.opened <- o:
+		case <-ctx.Done():
+		}
+	}}
+	group.Go(func() error { return door.run(ctx) })
 	n := &names.Server{Forwarder: r.forwarder, Notice: r.notice, Control: onDevice(Bridge)}
 	group.Go(func() error { return n.Run(ctx) })
 }
@@ -163,7 +173,6 @@ func (r *router) services(ctx context.Context, group *errgroup.Group) {
 // follow keeps up with the world: ports that come, what the uplink and subnetd write,
 // and prefixes that run out.
 func (r *router) follow(ctx context.Context, hup <-chan os.Signal, changed <-chan struct{}) error {
-	opened := make(chan openings, 1)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -172,15 +181,11 @@ func (r *router) follow(ctx context.Context, hup <-chan os.Signal, changed <-cha
 		case <-ctx.Done():
 			return nil
 		case <-hup:
-			go func() {
-				if o, err := askOpenings(ctx, r.subnetd); err == nil {
-					select {
-					case opened <- o:
-					default: // another has asked at the same time
-					}
-				}
-			}()
-		case r.open = <-opened:
+			select {
+			case r.wake <- struct{}{}:
+			default:
+			}
+		case r.open = <-r.opened:
 		case <-changed:
 		case <-timer.C:
 		}
