@@ -5,7 +5,7 @@
 //	answer    pure: DHCP; leases: who has which address; dhcp: the hand
 //	ra        router advertisements: pure, and the hand
 //	names     the forwarder of DNS
-//	firewall  the table of nftables
+//	firewall  the table of nftables; openings: the ports in it that subnetd needs
 //
 // The firewall is first, so that nothing is open before it, and stays when this ends.
 package lan

@@ -15,6 +15,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -172,11 +173,11 @@ func writeTCP(w net.Conn, message []byte) error {
 
 func readTCP(r *bufio.Reader) ([]byte, error) {
 	var size [2]byte
-	if _, err := readFull(r, size[:]); err != nil {
+	if _, err := io.ReadFull(r, size[:]); err != nil {
 		return nil, err
 	}
 	b := make([]byte, binary.BigEndian.Uint16(size[:]))
-	_, err := readFull(r, b)
+	_, err := io.ReadFull(r, b)
 	return b, err
 }
 

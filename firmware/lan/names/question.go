@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"io"
 	"strings"
 )
 
@@ -78,12 +77,9 @@ func parse(m []byte) (question, error) {
 			}
 		}
 	}
-	q.key = name + "\x00" + string(m[at0(q):q.end]) + string(m[3]&flagCD) + string(m[2]&1) + extra
+	q.key = name + "\x00" + string(m[q.end-4:q.end]) + string(m[3]&flagCD) + string(m[2]&1) + extra
 	return q, nil
 }
-
-// at0 is where type and class are.
-func at0(q question) int { return q.end - 4 }
 
 // answeredBy reports whether a message is the answer to what we asked, as far as one can
 // know (RFC 5452, 9.1).
@@ -171,5 +167,3 @@ func readRecord(m []byte, at int) (record, bool) {
 	r.end = at + 10 + int(binary.BigEndian.Uint16(m[at+8:]))
 	return r, r.end <= len(m)
 }
-
-func readFull(r io.Reader, b []byte) (int, error) { return io.ReadFull(r, b) }
