@@ -19,7 +19,7 @@ HOT     := golang.zx2c4.com/wireguard/device golang.zx2c4.com/wireguard/replay g
 CIPHERS := $(foreach at,golang.org vendor/golang.org,$(at)/x/crypto/chacha20 $(at)/x/crypto/internal/poly1305)
 GCFLAGS := -gcflags=all=-l $(HOT:%=-gcflags=%=) $(CIPHERS:%=-gcflags=%=-pgoprofile=build/inline.txt)
 
-.PHONY: build webui test unit mips lab guests test-qemu bench run cross packages image test-appliance lint clean peers provision
+.PHONY: build webui test unit mips lab guests test-qemu test-debian bench run cross packages image test-appliance lint clean peers provision
 
 build: webui
 	standins=$$(build/modules.sh bin) && CGO_ENABLED=0 $(GO) build -trimpath $$standins $(GCFLAGS) -ldflags "$(LDFLAGS)" -o bin/subnetd ./subnetd
@@ -63,6 +63,11 @@ guests: webui
 # time that a router has: a killed daemon stays away for three minutes, memory and paths are watched for ten.
 test-qemu: build peers guests
 	testbed/routers.sh
+
+# The package on a Debian board: systemd 252 in a guest. Debian is unpacked once, into ~/.cache/subnetd.
+test-debian: build
+	testbed/provision.sh debian
+	$(GO) test -count=1 -v ./testbed/debian
 
 bench: provision build peers guests
 	testbed/peers/guests.sh

@@ -14,6 +14,7 @@ for word; do
 	case $word in
 	guests) needed+=(qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-mipsel:qemu-system-mips
 		cpio:cpio depmod:kmod mkfs.ext4:e2fsprogs) ;;
+	debian) needed+=(qemu-system-x86_64:qemu-system-x86 cpio:cpio depmod:kmod mkfs.ext4:e2fsprogs mmdebstrap:mmdebstrap) ;;
 	images) needed+=(depmod:kmod grub-mkimage:grub-common) ;;
 	esac
 done

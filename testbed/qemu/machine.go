@@ -46,8 +46,11 @@ func New(o Options, dir string) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.Count && o.CPUs != 1 {
+	if (o.Count || o.Steady) && o.CPUs != 1 {
 		return nil, errors.New("instructions are counted on one CPU only")
+	}
+	if o.Disk != "" && o.DiskMB > 0 {
+		return nil, errors.New("a guest has one disk")
 	}
 	if len(o.NICs) > b.nics {
 		return nil, fmt.Errorf("%d network cards: a guest of architecture %s has slots for %d", len(o.NICs), o.Arch, b.nics)

@@ -74,6 +74,8 @@ type Options struct {
 	MemoryMB int               // default: 256
 	CPUs     int               // default: 1
 	DiskMB   int               // an ext4 disk at /data, the only thing that outlives Kill; default: none
+	Disk     string            // an image that is its disk instead; what is written to it is gone with the power
+	Steady   bool              // its clock counts its instructions, 1e9 a second, and idles as this machine's does; one CPU only
 	NICs     []NIC             // in their order; mipsle has slots for three
 	Files    map[string]string // path in the guest -> file of this machine, whose permissions are kept
 	Append   string            // additions to the kernel's command line
@@ -138,6 +140,12 @@ func (o Options) arguments(b board, w where) []string {
 		id := "nic" + strconv.Itoa(i)
 		args = append(args, "-netdev", "tap,id="+id+",fd="+strconv.Itoa(w.taps[i]),
 			"-device", "virtio-net-pci,romfile=,netdev="+id+",mac="+n.mac())
+	}
+	if o.Steady {
+		args = append(args, "-icount", "shift=0")
+	}
+	if o.Disk != "" {
+		args = append(args, "-drive", "if=none,id=disk,format=raw,snapshot=on,file="+o.Disk, "-device", "virtio-blk-pci,drive=disk"+b.disk)
 	}
 	if w.disk != "" {
 		// What the guest has synced is in this machine's memory, which stays when QEMU is killed.
