@@ -85,6 +85,10 @@ func atHome(t *testing.T, board appliance.Board) {
 		return err
 	})
 	h.must(`printf '[home]\nurl = "http://home.test"\n' >>/data/etc/subnetd/subnetd.toml; appliance reload subnetd`)
+	h.eventually("the WAN is open for the mesh", func(ctx context.Context) error {
+		_, err := h.Console.Run(ctx, `subnetd debug plan | tr -d ' \n' | grep -q '"TCP":\[8410' && appliance reload lan`)
+		return err
+	})
 	h.must("subnetd devices expose " + mac + " --as printer --ports tcp/80")
 	var invite struct{ URL, Key string }
 	if err := json.Unmarshal([]byte(h.must("subnetd invite --json")), &invite); err != nil {
@@ -101,7 +105,7 @@ func atHome(t *testing.T, board appliance.Board) {
 
 // page opens the printer's page from the phone, by its name in the mesh.
 func (h *house) page(ctx context.Context) error {
-	out, err := h.phone.Host.Run(ctx, "dig", "+short", "+time=1", "+tries=1", "@100.100.100.100", "printer.home.mesh.internal")
+	out, err := h.phone.Host.Run(ctx, "dig", "+short", "+time=1", "+tries=1", "@100.100.100.100", "printer.mesh.internal")
 	if err != nil {
 		return err
 	}
