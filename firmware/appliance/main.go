@@ -125,7 +125,8 @@ func onDisk(c *pid1.Config) {
 		if err != nil {
 			return err
 		}
-		return all.Coldplug()
+		// The daemon's tunnels: no device asks for them, and without its module there is no /dev/net/tun to ask by.
+		return errors.Join(all.Coldplug(), all.Load("wireguard"), all.Load("tun"))
 	}
 	b, err := disk.ReadBoot()
 	if err != nil {
