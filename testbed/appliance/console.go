@@ -97,25 +97,33 @@ func (c *Console) Type(line string) error {
 	return err
 }
 
-// Run runs a line of the shell and gives what it printed, between whatever else the console said meanwhile. An exit code
-// is an error.
+// Run runs a line of the shell and gives what it printed, without what others say on the console meanwhile. An exit code is
+// an error.
 func (c *Console) Run(ctx context.Context, line string) (string, error) {
 	c.commands++
 	n := strconv.Itoa(c.commands)
-	// Its end is not in what is typed, which the console repeats.
-	if err := c.Type(`echo "be""gin-` + n + `"; { ` + line + `; } 2>&1; echo "en""d-` + n + `-$?-"`); err != nil {
+	// Its lines are marked. Neither the mark nor its end is in what is typed, which the console repeats.
+	if err := c.Type(`set -o pipefail; { ` + line + `; } 2>&1 | sed "s/^/=$((1))=/"; echo "en""d-` + n + `-$?-"`); err != nil {
 		return "", err
 	}
-	m, err := c.match(ctx, regexp.MustCompile(`(?s)begin-`+n+`\r?\n(.*?)end-`+n+`-(\d+)-`))
+	m, err := c.match(ctx, regexp.MustCompile(`(?s)^(.*?)end-`+n+`-(\d+)-`))
 	if err != nil {
 		return "", err
 	}
-	out := strings.ReplaceAll(m[1], "\r", "")
-	if m[2] != "0" {
-		return out, fmt.Errorf("%s: exit code %s: %s", line, m[2], out)
+	var out strings.Builder
+	for _, l := range marked.FindAllStringSubmatch(m[1], -1) {
+		out.WriteString(l[1] + "\n")
 	}
-	return out, nil
+	if m[2] != "0" {
+		return out.String(), fmt.Errorf("%s: exit code %s: %s", line, m[2], out.String())
+	}
+	return out.String(), nil
 }
+
+// mark begins each line that a command prints.
+const mark = "=1="
+
+var marked = regexp.MustCompile(`(?m)^` + mark + `([^\r\n]*)`)
 
 // Tail gives the last n lines.
 func (c *Console) Tail(n int) string {
