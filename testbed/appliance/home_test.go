@@ -89,7 +89,10 @@ func atHome(t *testing.T, board appliance.Board) {
 		_, err := h.Console.Run(ctx, `subnetd debug plan | tr -d ' \n' | grep -q '"TCP":\[8410' && appliance reload lan`)
 		return err
 	})
-	h.must("subnetd devices expose " + mac + " --as printer --ports tcp/80")
+	h.eventually("the printer is exposed", func(ctx context.Context) error { // a slow board says too late that it is
+		_, err := h.Console.Run(ctx, "subnetd devices expose "+mac+" --as printer --ports tcp/80")
+		return err
+	})
 	var invite struct{ URL, Key string }
 	if err := json.Unmarshal([]byte(h.must("subnetd invite --json")), &invite); err != nil {
 		t.Fatal(err)
