@@ -60,6 +60,21 @@ func build(t *testing.T) {
 	} {
 		run(t, line)
 	}
+	for _, n := range []string{"wan0", "wan1", "wan2", "wan3"} {
+		awaitUp(t, n)
+	}
+	run(t, "ip link set lo up") // waits for the kernel's lock, and so for its word of that
+}
+
+// awaitUp waits until the kernel has seen that a link has a carrier, of which it tells up to a second later.
+func awaitUp(t *testing.T, link string) {
+	t.Helper()
+	for begin := time.Now(); time.Since(begin) < 10*time.Second; time.Sleep(10 * time.Millisecond) {
+		if out, err := exec.Command("ip", "-o", "link", "show", "dev", link).Output(); err == nil && strings.Contains(string(out), " state UP ") {
+			return
+		}
+	}
+	t.Fatalf("%s is not up", link)
 }
 
 func TestFacts(t *testing.T) {
