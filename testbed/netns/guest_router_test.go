@@ -157,18 +157,32 @@ func watchSteady(t *testing.T, s *guestScene) (end func()) {
 	}
 }
 
-// cutFrom makes a NAT box drop the UDP between what is behind it and an address, until mend.
+// cutFrom makes a host, or a NAT box for what is behind it, drop the UDP of IPv4 from and to an address, until mend.
 func cutFrom(box *netns.Host, addr netip.Addr) {
+	rules := fmt.Sprintf("meta l4proto udp ip daddr %[1]s drop\n\tmeta l4proto udp ip saddr %[1]s drop", addr)
 	box.NFT(fmt.Sprintf(`table ip cut {
-	chain forward { type filter hook forward priority -10;
-		meta l4proto udp ip daddr %[1]s drop
-		meta l4proto udp ip saddr %[1]s drop
+	chain forward { type filter hook forward priority -10; %[1]s
+	}
+	chain in { type filter hook input priority -10; %[1]s
+	}
+	chain out { type filter hook output priority -10; %[1]s
 	}
 }
-`, addr))
+`, rules))
 }
 
 func mend(box *netns.Host) { box.NFT("delete table ip cut") }
+
+// wantIPv6Underlay: when IPv4 carries no UDP any more, the path is IPv6. Which of two good ones is the nearer is a matter of
+// less than a millisecond, and an emulated router on a busy machine answers now and then ten later: that IPv6 is preferred is
+// for namespaces to show.
+func wantIPv6Underlay(t *testing.T, s *scene) {
+	t.Helper()
+	wantReach(t, s.phone.Host, s.home.LAN.Addr4, s.home.LAN.Addr6)
+	cutFrom(s.phone.Host, s.home.Router.Addr4)
+	defer mend(s.phone.Host)
+	wantIPv6Path(t, s)
+}
 
 // wantRelayWhenCut: the direct path to the phone dies without a word; what the home sends goes by the relay in less than
 // three seconds, and directly again once UDP passes.

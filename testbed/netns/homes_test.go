@@ -151,12 +151,13 @@ func wantDatagram(t *testing.T, from, to net.PacketConn, dst netip.AddrPort) net
 
 // TestIPv6UnderlayPreferred: two nodes with working IPv4 and IPv6 meet over IPv6.
 func TestIPv6UnderlayPreferred(t *testing.T) {
-	wantIPv6Underlay(t, join(t, netns.Public, netns.Public))
+	s := join(t, netns.Public, netns.Public)
+	wantReach(t, s.phone.Host, s.home.LAN.Addr4, s.home.LAN.Addr6)
+	wantIPv6Path(t, s)
 }
 
-func wantIPv6Underlay(t *testing.T, s *scene) {
+func wantIPv6Path(t *testing.T, s *scene) {
 	t.Helper()
-	wantReach(t, s.phone.Host, s.home.LAN.Addr4, s.home.LAN.Addr6)
 	netns.Eventually(t, 30*time.Second, "the path to the phone is IPv6", func() error {
 		out, err := s.daemon.CLI("ping", s.phone.Host.Name)
 		if err != nil {
