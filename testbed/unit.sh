@@ -16,8 +16,8 @@ mapfile -t calm < <(go list "${calm[@]/#/./subnetd/}")
 mapfile -t others < <(go list ./subnetd/... ./webui/... ./packaging/... ./firmware/... ./testbed/swarm | grep -vxF "$(printf '%s\n' "${calm[@]}")")
 
 # From the cache come packages, never results (-count=1). With -trimpath these are also those that a clone in another directory
-# built; without the race detector lint.sh and lab.sh have built them already, without it. Beside a guest, and after everybody
-# else (all.sh), a package may take long.
+# built; without the race detector lint.sh and lab.sh have built them already, without it. On a busy machine a
+# package may take long.
 flags=(-vet=off -count=1 -timeout=60m)
 
 go test "${flags[@]}" -trimpath -race "${others[@]}"
