@@ -8,13 +8,13 @@ set -euo pipefail
 needed=(nft:nftables ip:iproute2 ping:iputils-ping iperf3:iperf3 xz:xz-utils mksquashfs:squashfs-tools
 	shellcheck:shellcheck curl:curl conntrack:conntrack flock:util-linux qemu-mipsel:qemu-user gcc:build-essential
 	dig:bind9-dnsutils drill:ldnsutils dnsmasq:dnsmasq-base dhcpd:isc-dhcp-server rdisc6:ndisc6 busybox:busybox systemd-analyze:systemd
-	mkfs.fat:dosfstools mcopy:mtools
+	mkfs.fat:dosfstools mcopy:mtools cpio:cpio
 	node:nodejs npm:npm chromium:chromium)
 for word; do
 	case $word in
 	guests) needed+=(qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-mipsel:qemu-system-mips
-		cpio:cpio depmod:kmod mkfs.ext4:e2fsprogs) ;;
-	debian) needed+=(qemu-system-x86_64:qemu-system-x86 cpio:cpio depmod:kmod mkfs.ext4:e2fsprogs mmdebstrap:mmdebstrap) ;;
+		depmod:kmod mkfs.ext4:e2fsprogs) ;;
+	debian) needed+=(qemu-system-x86_64:qemu-system-x86 depmod:kmod mkfs.ext4:e2fsprogs mmdebstrap:mmdebstrap) ;;
 	images) needed+=(depmod:kmod grub-mkimage:grub-common) ;;
 	esac
 done
