@@ -208,9 +208,21 @@ type Firewall struct {
 	// Names is the port of the answerer, to which DNS to ServiceAddrs is brought;
 	// PeerAPI the TCP port of ours that every member may call. 0: none.
 	Names, PeerAPI uint16
+	Front          Front
 	// Openings are left to the host's own rules: nftables cannot open them from a table of ours, as a drop
 	// elsewhere is final. The firewall hand says where they are shut.
 	Openings Openings
+}
+
+// Front is TCP that is brought to a listener of ours, at our mesh address of its family.
+// From the mesh comes what Rules let to the port that was meant, the LANs and the router
+// itself may all. Where nobody listens, nobody gets anywhere.
+type Front struct {
+	Port  uint16           // of the listener; 0: nothing is brought
+	Doors []netip.AddrPort // what is brought, from the mesh, the LANs and the router itself; sorted
+	// Behind is what the listener asks on the LANs for the mesh, which itself is brought to
+	// it from there, and never forwarded: who asks is told by the listener alone. Sorted.
+	Behind []netip.AddrPort
 }
 
 // Openings is where the world calls this router itself.

@@ -393,7 +393,8 @@ func (c chain) nft(tab *nftables.Table) *nftables.Chain {
 
 func (s set) nft(tab *nftables.Table) *nftables.Set {
 	out := &nftables.Set{Table: tab, Name: s.name, KeyType: s.key,
-		Interval: s.kind != plain && s.kind != addresses && s.kind != ports && s.kind != cases && s.kind != counted, Concatenation: s.kind == concat || s.kind == ports || s.kind == counted}
+		Interval:      slices.Contains([]setKind{interval, concat, verdicts}, s.kind),
+		Concatenation: slices.Contains([]setKind{concat, ports, counted, pairs}, s.kind)}
 	switch s.kind {
 	case counted:
 		out.Dynamic, out.HasTimeout, out.Timeout, out.Size = true, true, reachLasts, maxReach

@@ -214,7 +214,7 @@ func TestGolden(t *testing.T) {
 	snat.SNAT, snat.MasqueradeLAN = true, false
 	for name, cfg := range map[string]host.Firewall{
 		"closed": {Interface: "mesh0"}, "home": home(), "overlapping": overlapping, "snat": snat,
-		"devices": withDevices(), "redirect": {Redirect: public()},
+		"devices": withDevices(), "front": fronted(), "redirect": {Redirect: public()},
 		"share": {Share: host.PortShare{Outer: 41001, Inner: 7001}},
 	} {
 		t.Run(name, func(t *testing.T) {

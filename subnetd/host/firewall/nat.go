@@ -12,8 +12,9 @@ import (
 
 // Translations happen once for a flow, at its first packet:
 //
-//	prerouting   a device's mesh address becomes its LAN address (to_device),
-//	             and 80 and 443 of the WAN become the coordinator's port (to_home)
+//	prerouting   what is for a listener of ours becomes its port (front), else a
+//	             device's mesh address becomes its LAN address (to_device), and 80
+//	             and 443 of the WAN become the coordinator's port (to_home)
 //	output       to_home, for what the router itself sends
 //	postrouting  whose address a packet leaves with
 //

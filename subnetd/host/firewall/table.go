@@ -39,6 +39,7 @@ const (
 	addresses                // single addresses, each with another of its family
 	ports                    // single addresses with a port, each with another port
 	cases                    // single keys, each with a verdict
+	pairs                    // single addresses with a port
 	counted                  // single keys with counters, which the kernel adds
 )
 
@@ -92,6 +93,9 @@ func compile(cfg host.Firewall) ([]*table, error) {
 		edge.translate(cfg)
 	}
 	edge.answerer(cfg)
+	if err := edge.front(cfg); err != nil {
+		return nil, err
+	}
 	if cfg.SNAT || cfg.MasqueradeLAN || len(cfg.Exposed) > 0 || len(cfg.Devices) > 0 || cfg.Internet || len(cfg.Exits) > 0 {
 		edge.chains = append(edge.chains, natChain(cfg, edge.counting(cfg)))
 	}
@@ -112,9 +116,9 @@ func (t *table) guard(cfg host.Firewall) error {
 		if err != nil {
 			return fmt.Errorf("firewall: IPv%s: %w", f.digit, err)
 		}
-		t.sets = append(t.sets, sourceMap(f, list.sources))
+		t.sets = append(t.sets, sourceMap(f, "src", "acl", list.sources))
 		for i, boxes := range list.classes {
-			t.sets = append(t.sets, boxSet(f, i, boxes))
+			t.sets = append(t.sets, boxSet(f, className("acl", f, i), boxes))
 			classes = append(classes, classChain(f, i))
 		}
 	}
@@ -193,6 +197,7 @@ func filterHook(num *nftables.ChainHook) *hook {
 // offer it; not back into the mesh.
 func fromMesh(cfg host.Firewall) chain {
 	c := chain{name: "from_mesh", rules: []match{rule(maybeSYN(), jump("mss")), rule(oifMesh(cfg), drop()), jump("guard")}}
+	c.rules = append(c.rules, behindFront(cfg)...)
 	for _, f := range families() {
 		if to, some := f.among(f.dst, "exposed"+f.digit, exposed(cfg, f.v6)); some {
 			c.rules = append(c.rules, rule(to, goTo("acl")))
@@ -281,6 +286,7 @@ func ownChain() chain {
 func inputMesh(cfg host.Firewall) chain {
 	c := chain{name: "input_mesh", rules: []match{jump("guard")}}
 	c.rules = append(c.rules, memberServices(cfg)...)
+	c.rules = append(c.rules, brought(cfg)...)
 	for _, f := range families() {
 		for _, set := range [...]string{"own", "exposed"} {
 			c.rules = append(c.rules, rule(f.addrIn(f.dst, set+f.digit), goTo("acl")))
@@ -314,12 +320,12 @@ func replyChain() chain {
 	return c
 }
 
-func className(f family, i int) string { return "acl" + f.digit + "_" + strconv.Itoa(i) }
+func className(list string, f family, i int) string { return list + f.digit + "_" + strconv.Itoa(i) }
 
 // classChain is where the source map sends a source of class i.
 func classChain(f family, i int) chain {
 	const sport, dport = 0, 2
-	name := className(f, i)
+	name := className("acl", f, i)
 	return chain{name: name, rules: []match{
 		rule(direction(original), f.tripleIn(f.dst, dport, name), accept()),
 		rule(direction(reply), f.tripleIn(f.src, sport, name), accept()),
@@ -359,17 +365,18 @@ func appendInterval(out []nftables.SetElement, r mesh.Range, v *expr.Verdict) []
 	return out
 }
 
-func sourceMap(f family, sources []source) set {
-	s := set{name: "src" + f.digit, key: f.addrType, kind: verdicts}
+// sourceMap leads sources to the chains of their classes in a list.
+func sourceMap(f family, name, list string, sources []source) set {
+	s := set{name: name + f.digit, key: f.addrType, kind: verdicts}
 	for _, x := range sources {
 		s.values = appendInterval(s.values, x.Range,
-			&expr.Verdict{Kind: expr.VerdictGoto, Chain: className(f, x.class)})
+			&expr.Verdict{Kind: expr.VerdictGoto, Chain: className(list, f, x.class)})
 	}
 	return s
 }
 
-func boxSet(f family, i int, boxes []box) set {
-	s := set{name: className(f, i), kind: concat,
+func boxSet(f family, name string, boxes []box) set {
+	s := set{name: name, kind: concat,
 		key: nftables.MustConcatSetType(f.addrType, nftables.TypeInetProto, nftables.TypeInetService)}
 	for _, b := range boxes {
 		s.values = append(s.values, nftables.SetElement{
