@@ -37,6 +37,7 @@ type LAN struct {
 	Expose     Expose
 	Devices    []Device // for expose = "chosen", and those with names of their own in the mesh
 	Names      []Named  // what the owner calls other things
+	Web        []Served // devices whose web pages this router serves for them
 	SNAT       bool
 }
 

@@ -74,6 +74,7 @@ devices = [ # the printer
   "TV=02-00-00-00-00-0D tcp/9 wake", "02:00:00:00:00:0E",
 ]
 names = ["Fridge=02-00-00-00-00-0E"]
+web = ["Printer=80", "tv=HTTPS:8443", "nas=443"]
 snat = false
 [exit]
 offer = true
@@ -107,7 +108,8 @@ listen = "[::1]:80"
 			{Addr: netip.MustParseAddr("192.168.1.20")}, {Name: "printer", Addr: netip.MustParseAddr("192.168.1.21")},
 			{Name: "printer", Addr: netip.MustParseAddr("fd00::20"), Ports: []Ports{{"tcp", 80, 80}, {"udp", 5000, 5010}}},
 			{Name: "tv", MAC: "02:00:00:00:00:0d", Ports: []Ports{{"tcp", 9, 9}}, Wake: true}, {MAC: "02:00:00:00:00:0e"}},
-			Names: []Named{{"fridge", "02:00:00:00:00:0e"}}},
+			Names: []Named{{"fridge", "02:00:00:00:00:0e"}},
+			Web:   []Served{{"printer", "http", 80}, {"tv", "https", 8443}, {"nas", "https", 443}}},
 		Exit: Exit{Offer: true, Use: "far", Devices: []string{"02:00:00:00:00:0a", "02:00:00:00:00:0b"}, Priority: 1280, Rows: []ExitRow{
 			{Sources{MACs: []string{"02:00:00:00:00:0c"}, Interfaces: []string{"br-guest"}}, []string{"cabin.mesh"}, true},
 			{Sources{LAN: true, Router: true}, []string{"100.64.0.7", "far"}, false}}},
@@ -185,6 +187,7 @@ func TestTogether(t *testing.T) {
 			"f:1: lan.names has another name for 02:00:00:00:00:01; allowed is one name for a MAC address, here or in lan.devices"},
 		{`lan.devices = ["p=10.0.0.1"]` + "\n" + `lan.names = ["p=02:00:00:00:00:01"]`,
 			"f:2: lan.names has p, which is the name of another thing; allowed is one MAC address for a name"},
+		{`lan.web = ["p=80", "q=80", "p=81"]`, "f:1: lan.web has p twice; allowed is one web server for a device"},
 		{`home.domain = "` + long + `"` + "\n" + `home.records = ["a=10.0.0.1"]`, ""},
 		{`home.domain = "` + long + `"` + "\n" + `home.records = ["aaaaa=10.0.0.1"]`,
 			`f:2: home.records has "aaaaa.` + long[:70] + `...; allowed is at most 253 characters for a name with home.domain`},
@@ -235,6 +238,8 @@ func TestValues(t *testing.T) {
 		{`lan.devices = ["10.0.0.1 tcp/1 tcp/1"]`, false}, {`lan.devices = ["10.0.0.1 tcp/65536"]`, false}, {`lan.devices = ["10.0.0.1 tcp/1-65535"]`, true},
 		{`lan.devices = ["tcp/1"]`, false}, {`lan.devices = ["a=10.0.0.1 b=10.0.0.2"]`, false},
 		{`lan.devices = ["10.0.0.1` + strings.Repeat(" tcp/1 udp/1", MaxPorts) + `"]`, false},
+		{`lan.web = ["tv"]`, false}, {`lan.web = ["tv="]`, false}, {`lan.web = ["=80"]`, false}, {`lan.web = ["tv=0"]`, false}, {`lan.web = ["tv=65536"]`, false},
+		{`lan.web = ["tv=ftp:80"]`, false}, {`lan.web = ["tv=http:"]`, false}, {`lan.web = ["a.b=80"]`, false}, {`lan.web = ["tv=http:80:80"]`, false}, {`lan.web = ["tv=http:80"]`, true},
 		{`lan.names = ["tv"]`, false}, {`lan.names = ["=02:00:00:00:00:01"]`, false}, {`lan.names = ["tv=10.0.0.1"]`, false}, {`lan.names = ["a.b=02:00:00:00:00:01"]`, false},
 		{`lan.devices = ["::ffff:1.2.3.4"]`, false}, {`lan.devices = ["fe80::1%eth0"]`, false},
 		{`exit.devices = ["02:00:00:00:00"]`, false}, {`tunnel.engine = "magic"`, false}, {`tunnel.port = 0x1F`, true},

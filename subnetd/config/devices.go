@@ -9,7 +9,7 @@ import (
 )
 
 // The things of the LAN that the owner speaks of: lan.devices, which the mesh may
-// reach, and lan.names.
+// reach, lan.names, and lan.web (web.go).
 
 // Device is a thing on the LAN: one of its addresses, or its MAC, wherever that is
 // then. A name has one MAC, or at most one address of each family.
@@ -171,6 +171,11 @@ func (l LAN) unsure() (out []*Error) {
 			mistake("lan.names", "has "+n.Name+", which is the name of another thing", "one MAC address for a name")
 		}
 	}
+	for i, w := range l.Web {
+		if slices.ContainsFunc(l.Web[:i], w.same) {
+			mistake("lan.web", "has "+w.Name+" twice", "one web server for a device")
+		}
+	}
 	return out
 }
 
@@ -210,6 +215,9 @@ func (l LAN) Called(mac string) string {
 func (l LAN) Exposing(d Device, has []netip.Addr) (LAN, error) {
 	same := func(o Device) bool { return o.is(d.MAC, append(slices.Clone(has), d.Addr)) }
 	at := slices.IndexFunc(l.Devices, same)
+	if at >= 0 {
+		l = l.renamed(l.Devices[at].Name, d.Name)
+	}
 	next := l.Hiding(d.MAC, append(slices.Clone(has), d.Addr))
 	if at < 0 || at > len(next.Devices) {
 		at = len(next.Devices)
@@ -246,6 +254,7 @@ func (l LAN) Calling(mac, name string) (LAN, error) {
 	next.Devices = slices.Clone(l.Devices)
 	next.Names = slices.DeleteFunc(slices.Clone(l.Names), func(n Named) bool { return n.MAC == mac })
 	if i := slices.IndexFunc(next.Devices, func(d Device) bool { return d.MAC == mac }); i >= 0 {
+		next = next.renamed(next.Devices[i].Name, name)
 		next.Devices[i].Name = name
 	} else if name != "" {
 		next.Names = append(next.Names, Named{name, mac})
@@ -255,8 +264,8 @@ func (l LAN) Calling(mac, name string) (LAN, error) {
 
 // check says what is wrong with lists that were changed.
 func (l LAN) check() error {
-	if len(l.Devices) > maxList || len(l.Names) > maxList {
-		return fmt.Errorf("lan.devices and lan.names hold %d entries each, not more", maxList)
+	if len(l.Devices) > maxList || len(l.Names) > maxList || len(l.Web) > maxList {
+		return fmt.Errorf("lan.devices, lan.names and lan.web hold %d entries each, not more", maxList)
 	}
 	for _, e := range l.unsure() {
 		return fmt.Errorf("%s then %s; allowed is %s", e.Key, e.Problem, e.Allowed)
@@ -272,6 +281,9 @@ func (l LAN) Changes(next LAN) map[string]any {
 	}
 	if is := written(next.Devices); !slices.Equal(written(l.Devices), is) {
 		out["devices"] = is
+	}
+	if is := written(next.Web); !slices.Equal(written(l.Web), is) {
+		out["web"] = is
 	}
 	if is := written(next.Names); !slices.Equal(written(l.Names), is) {
 		out["names"] = is

@@ -40,6 +40,8 @@ func keys() []spec {
 			list(parseDevice, func(c *Config, l []Device) { c.LAN.Devices = l })},
 		{"lan", "names", `a list of names with a MAC address each, like ["tv=02:00:00:00:00:02"]`,
 			list(parseNamed, func(c *Config, l []Named) { c.LAN.Names = l })},
+		{"lan", "web", `a list of names of lan.devices with the port of a web server each, like ["printer=80", "nas=https:5001"]`,
+			list(parseServed, func(c *Config, l []Served) { c.LAN.Web = l })},
 		{"lan", "snat", `true or false`,
 			truth(func(c *Config, b bool) { c.LAN.SNAT = b })},
 		{"exit", "offer", `true or false`,

@@ -91,7 +91,7 @@ config web
 func TestUCIRefuses(t *testing.T) {
 	for src, want := range map[string]string{
 		"config lan\n\toption snat 'maybe'\n":                            `f:2: lan.snat is "maybe"; allowed is true or false`,
-		"config lan\n\toption colour 'red'\n":                            "f:2: lan.colour is no key of this section; allowed is interfaces, expose, devices, names, snat",
+		"config lan\n\toption colour 'red'\n":                            "f:2: lan.colour is no key of this section; allowed is interfaces, expose, devices, names, web, snat",
 		"config hoem\n":                                                  "f:1: hoem is no section; allowed is [mesh], [lan], [exit], [tunnel], [home], [dns], [web]",
 		"config lan\n\toption snat 1\n\n\toption snat 0\n":               "f:4: is not UCI: snat is there twice",
 		"config lan\nconfig lan\n":                                       "f:2: is not UCI: there are two sections lan",
