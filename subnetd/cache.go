@@ -166,7 +166,7 @@ func deciding(nm *mesh.Netmap) *mesh.Netmap {
 		return nil
 	}
 	out := *nm
-	out.Relays, out.Users, out.Names = nil, nil, mesh.Names{}
+	out.Relays, out.Users, out.People, out.Names = nil, nil, nil, mesh.Names{}
 	out.Self = bare(nm.Self)
 	out.Peers = make([]mesh.Node, len(nm.Peers))
 	for i := range nm.Peers {

@@ -15,7 +15,7 @@ func equalNetmaps(a, b *mesh.Netmap) bool {
 		slices.EqualFunc(a.Relays, b.Relays, equalRegions) &&
 		equalNames(a.Names, b.Names) &&
 		equalRules(a.Filter, b.Filter) &&
-		maps.Equal(a.Users, b.Users) && a.Domain == b.Domain && slices.Equal(a.Health, b.Health) &&
+		maps.Equal(a.Users, b.Users) && maps.Equal(a.People, b.People) && a.Domain == b.Domain && slices.Equal(a.Health, b.Health) &&
 		a.ClockSkew == b.ClockSkew && a.Locked == b.Locked &&
 		(a.Devices == nil) == (b.Devices == nil) && slices.EqualFunc(a.Devices, b.Devices, equalDevices)
 }

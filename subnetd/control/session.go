@@ -42,6 +42,7 @@ type session struct {
 	relays   []mesh.RelayRegion
 	names    mesh.Names
 	users    map[int64]string
+	people   map[int64]mesh.Person
 	domain   string
 	health   []string
 	messages map[string]string
@@ -95,7 +96,7 @@ func (s *session) publish() *mesh.Netmap {
 	}
 	nm := &mesh.Netmap{
 		Self: s.self, Peers: s.peers, Relays: s.relays, Names: s.names, Filter: s.rules,
-		Users: s.users, Domain: s.domain, Health: s.healthTexts(), ClockSkew: s.skew, Locked: s.locked,
+		Users: s.users, People: s.people, Domain: s.domain, Health: s.healthTexts(), ClockSkew: s.skew, Locked: s.locked,
 		Devices: s.devices,
 	}
 	if s.last == nil || !equalNetmaps(s.last, nm) {
@@ -343,13 +344,21 @@ func (s *session) applyUsers(in []tailcfg.UserProfile) {
 	if len(in) == 0 {
 		return
 	}
-	users := maps.Clone(s.users)
+	users, people := maps.Clone(s.users), maps.Clone(s.people)
 	for _, u := range in {
-		if len(users) < maxPeers {
-			users[int64(u.ID)] = userName(u)
+		if len(users) >= maxPeers {
+			continue
+		}
+		users[int64(u.ID)] = userName(u)
+		delete(people, int64(u.ID))
+		if p := personOf(u); p != (mesh.Person{}) {
+			if people == nil {
+				people = map[int64]mesh.Person{}
+			}
+			people[int64(u.ID)] = p
 		}
 	}
-	s.users = users
+	s.users, s.people = users, people
 }
 
 func (s *session) applyMessages(in map[tailcfg.DisplayMessageID]*tailcfg.DisplayMessage) {

@@ -291,7 +291,15 @@ var deltas = []struct {
 		}},
 	{"no names", []string{`{"DNSConfig": {}}`}, func(nm *mesh.Netmap) { nm.Names = mesh.Names{} }},
 	{"users join the known ones", []string{`{"UserProfiles": [{"ID": 12, "LoginName": "cy"}, {"ID": 11, "LoginName": "bob@example", "DisplayName": "Bob"}]}`},
-		func(nm *mesh.Netmap) { nm.Users[12], nm.Users[11] = "cy", "bob@example" }},
+		func(nm *mesh.Netmap) {
+			nm.Users[12], nm.Users[11], nm.People = "cy", "bob@example", map[int64]mesh.Person{11: {Name: "Bob"}}
+		}},
+	{"people, and one who is none any more", []string{
+		`{"UserProfiles": [{"ID": 10, "LoginName": "ann@example", "DisplayName": "Ann", "ProfilePicURL": "https://example/a.png"}, {"ID": 12, "LoginName": "cy", "DisplayName": "Cy"}]}`,
+		`{"UserProfiles": [{"ID": 12, "LoginName": "cy", "DisplayName": "cy"}]}`},
+		func(nm *mesh.Netmap) {
+			nm.Users[12], nm.People = "cy", map[int64]mesh.Person{10: {Name: "Ann", Picture: "https://example/a.png"}}
+		}},
 	{"domain", []string{`{"Domain": "other"}`, `{"Domain": ""}`}, func(nm *mesh.Netmap) { nm.Domain = "other" }},
 	{"tailnet lock on", []string{`{"TKAInfo": {"Head": "x"}}`}, func(nm *mesh.Netmap) { nm.Locked = true }},
 	{"tailnet lock on and off", []string{`{"TKAInfo": {"Head": "x"}}`, `{"TKAInfo": {"Disabled": true}}`}, func(*mesh.Netmap) {}},
@@ -432,5 +440,10 @@ func TestEqual(t *testing.T) {
 	delete(b.Users, 11)
 	if equalNetmaps(a, &b) {
 		t.Error("a user less is not seen")
+	}
+	b = *a
+	b.People = map[int64]mesh.Person{11: {Name: "Bob"}}
+	if equalNetmaps(a, &b) {
+		t.Error("what a user is called is not seen")
 	}
 }

@@ -172,6 +172,20 @@ func resolvers(rs []*dnstype.Resolver) []string {
 	return out
 }
 
+// maxPicture bounds the URL of a picture, in bytes.
+const maxPicture = 1024
+
+// personOf is what a profile says beyond the login.
+func personOf(u tailcfg.UserProfile) (p mesh.Person) {
+	if u.DisplayName != userName(u) {
+		p.Name = u.DisplayName
+	}
+	if len(u.ProfilePicURL) <= maxPicture {
+		p.Picture = u.ProfilePicURL
+	}
+	return p
+}
+
 func userName(u tailcfg.UserProfile) string {
 	if u.LoginName != "" {
 		return u.LoginName

@@ -119,14 +119,22 @@ type Record struct {
 	Addr netip.Addr `json:"addr"`
 }
 
+// Person is who a user is to other people.
+type Person struct {
+	Name    string `json:"name,omitempty"`    // as people say it; "": the login
+	Picture string `json:"picture,omitempty"` // URL
+}
+
 // Netmap is everything a coordinator has told this node, deltas applied.
 type Netmap struct {
-	Self      Node             `json:"self"`
-	Peers     []Node           `json:"peers"` // sorted by ID
-	Relays    []RelayRegion    `json:"relays"`
-	Names     Names            `json:"names"`
-	Filter    []Rule           `json:"filter"` // nil or empty: nothing may enter
-	Users     map[int64]string `json:"users,omitempty"`
+	Self   Node             `json:"self"`
+	Peers  []Node           `json:"peers"` // sorted by ID
+	Relays []RelayRegion    `json:"relays"`
+	Names  Names            `json:"names"`
+	Filter []Rule           `json:"filter"`          // nil or empty: nothing may enter
+	Users  map[int64]string `json:"users,omitempty"` // logins
+	// People is what else is told of those of Users of whom there is more.
+	People    map[int64]Person `json:"people,omitempty"`
 	Domain    string           `json:"domain,omitempty"`
 	Health    []string         `json:"health,omitempty"`
 	ClockSkew time.Duration    `json:"clockSkew,omitempty"` // coordinator's clock minus ours
