@@ -7,8 +7,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -155,7 +153,7 @@ func (s *Set) insert(n, parameters string) error {
 	return nil
 }
 
-// Coldplug loads what the devices below /sys/devices ask for. Those that another module brings ask again: it goes on until
+// Coldplug loads what the devices of all buses ask for. Those that another module brings ask again: it goes on until
 // nothing new is loaded. A device without a module is none of ours; one whose module fails is an error, and the others
 // are loaded all the same.
 func (s *Set) Coldplug() error {
@@ -163,23 +161,23 @@ func (s *Set) Coldplug() error {
 	var errs []error
 	for {
 		before := len(s.loaded)
-		err := fs.WalkDir(os.DirFS("/sys/devices"), ".", func(p string, d fs.DirEntry, err error) error {
-			if err != nil || d.Name() != "modalias" {
-				return nil // a device that has gone meanwhile
-			}
-			text, err := os.ReadFile("/sys/devices/" + p)
+		devices, err := filepath.Glob("/sys/bus/*/devices/*/modalias")
+		if err != nil {
+			return err
+		}
+		for _, d := range devices {
+			text, err := os.ReadFile(d)
 			what := strings.TrimSpace(string(text))
-			if err != nil && !errors.Is(err, io.EOF) || what == "" || asked[what] {
-				return nil
+			if err != nil || what == "" || asked[what] {
+				continue // also one that has gone meanwhile
 			}
 			asked[what] = true
 			if err := s.Load(what); err != nil && !errors.Is(err, ErrNone) {
 				errs = append(errs, err)
 			}
-			return nil
-		})
-		if err != nil || len(s.loaded) == before {
-			return errors.Join(append(errs, err)...)
+		}
+		if len(s.loaded) == before {
+			return errors.Join(errs...)
 		}
 	}
 }
