@@ -23,19 +23,22 @@ const programs = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 // os/exec does more, and is 65 kB larger on MIPS.
 func command(ctx context.Context, args ...string) error { return tell(ctx, "", args...) }
 
-// tell is command for a program that reads a few words, at most 4,096 bytes.
+// tell is command for a program that reads a few words.
 func tell(ctx context.Context, words string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, mostCommand)
 	defer cancel()
-	out, in, err := os.Pipe()
+	_, err := feed(ctx, strings.NewReader(words), args...)
+	return err
+}
+
+// feed runs a program that reads from, until ctx ends, and gives what it said. That what it
+// read was cut short it must find out itself.
+func feed(ctx context.Context, from io.Reader, args ...string) (string, error) {
+	p, to, out, err := start(args)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer out.Close()
-	p, err := start(words, in, args)
-	if err := errors.Join(err, in.Close()); err != nil {
-		return err
-	}
 	defer context.AfterFunc(ctx, func() { _ = p.Kill() })()
 	said := make(chan []byte, 1)
 	go func() {
@@ -43,19 +46,21 @@ func tell(ctx context.Context, words string, args ...string) error {
 		_, _ = io.Copy(io.Discard, out) // or it would wait for us
 		said <- b
 	}()
+	_, _ = io.Copy(to, from) // until it has read enough
+	_ = to.Close()
 	end, err := p.Wait()
 	if err != nil {
-		return err
+		return "", err
 	}
 	_ = out.SetReadDeadline(time.Now().Add(lastWords))
 	answer := <-said
-	if ctx.Err() != nil {
-		return fmt.Errorf("stopped: %w: %q", ctx.Err(), answer)
+	switch {
+	case ctx.Err() != nil:
+		return "", fmt.Errorf("stopped: %w: %q", ctx.Err(), answer)
+	case !end.Success():
+		return "", &commandError{end, answer}
 	}
-	if !end.Success() {
-		return &commandError{end, answer}
-	}
-	return nil
+	return string(answer), nil
 }
 
 // commandError is a program that ran, and failed.
@@ -66,21 +71,26 @@ type commandError struct {
 
 func (e *commandError) Error() string { return fmt.Sprintf("%s: %q", e.ProcessState, e.said) }
 
-func start(words string, out *os.File, args []string) (*os.Process, error) {
+// start runs a program that reads what is written to to, and writes what is read from out.
+func start(args []string) (p *os.Process, to, out *os.File, err error) {
 	path, err := program(args[0])
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	in, to, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	defer in.Close()
-	_, err = to.WriteString(words) // a pipe holds them
-	if err := errors.Join(err, to.Close()); err != nil {
-		return nil, err
+	out, says, err := os.Pipe()
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, to.Close())
 	}
-	return os.StartProcess(path, args, &os.ProcAttr{Files: []*os.File{in, out, out}})
+	defer says.Close()
+	if p, err = os.StartProcess(path, args, &os.ProcAttr{Files: []*os.File{in, says, says}}); err != nil {
+		return nil, nil, nil, errors.Join(err, to.Close(), out.Close())
+	}
+	return p, to, out, nil
 }
 
 // program is where a program is.
