@@ -64,6 +64,7 @@ type daemon struct {
 	page    *web.Server
 	ring    *web.Ring
 	trial   *trial
+	system  *system
 	service *service
 	again   chan struct{} // one slot: begin anew
 	// started is a trouble found before there was anybody to tell.
@@ -115,6 +116,7 @@ func run(ctx context.Context, opts cli.RunOptions) error {
 		d.names,
 		d.peers,
 		d.page,
+		d.system,
 		task.Func("next life", d.awaitAgain),
 		local,
 		task.Func("service", func(ctx context.Context) error { return d.tellManager(ctx, local.There()) }),
@@ -179,6 +181,7 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	d.devices = newDevices(d, fw.Reached)
 	d.names = d.newNames()
 	d.peers = d.newPeerAPI()
+	d.system = d.newSystem()
 	d.page, err = d.newPage()
 	return d, err
 }
@@ -359,6 +362,7 @@ func (d *daemon) live(s *status.Snapshot, nm *mesh.Netmap) {
 	}
 	s.HomeRelay = regionCode(relays, link.HomeRelay)
 	s.Resolver = d.hook.Chosen()
+	s.System = d.system.show()
 	if nm == nil {
 		return
 	}

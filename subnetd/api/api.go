@@ -40,6 +40,7 @@ type Funcs struct {
 	Exit    Exit
 	Devices Devices
 	Page    Page
+	System  System
 }
 
 // ErrUnknownPeer is returned by Funcs.Ping, and arrives at the client as text.

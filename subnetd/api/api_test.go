@@ -86,10 +86,16 @@ func startWith(t *testing.T, home func() (Home, error)) (*daemon, string) {
 func (d *daemon) start(t *testing.T) string {
 	t.Helper()
 	d.asked, d.snaps = make(chan string, 8), make(chan status.Snapshot)
+	return serving(t, d.funcs())
+}
+
+// serving runs a server on a socket of the test until the test ends.
+func serving(t *testing.T, f Funcs) string {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- NewServer(path, d.funcs(), slog.New(slog.DiscardHandler)).Run(ctx) }()
+	go func() { ended <- NewServer(path, f, slog.New(slog.DiscardHandler)).Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {

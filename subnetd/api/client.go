@@ -68,7 +68,11 @@ func (c *Client) Status(ctx context.Context) (s status.Snapshot, err error) {
 // Watch calls each with the newest snapshot and every new one, until it returns
 // false (then nil is returned), ctx ends or the daemon stops (io.EOF).
 func (c *Client) Watch(ctx context.Context, each func(status.Snapshot) bool) error {
-	res, err := c.do(ctx, http.MethodGet, "/v1/watch", nil)
+	req, err := request(ctx, http.MethodGet, "/v1/watch", nil)
+	if err != nil {
+		return err
+	}
+	res, err := c.do(req)
 	if err != nil {
 		return err
 	}
@@ -198,7 +202,16 @@ func (c *Client) CheckPolicy(ctx context.Context, text string) (v status.PolicyV
 }
 
 func (c *Client) json(ctx context.Context, method, path string, in, out any) error {
-	res, err := c.do(ctx, method, path, in)
+	req, err := request(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	return c.read(req, out)
+}
+
+// read sends a request, and reads the answer into out, if it is not nil.
+func (c *Client) read(req *http.Request, out any) error {
+	res, err := c.do(req)
 	if err != nil {
 		return err
 	}
@@ -216,8 +229,7 @@ func (c *Client) json(ctx context.Context, method, path string, in, out any) err
 	return nil
 }
 
-// do sends a request and returns a good answer, or the daemon's error.
-func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Response, error) {
+func request(ctx context.Context, method, path string, in any) (*http.Request, error) {
 	var body io.Reader
 	if in != nil {
 		data, err := json.Marshal(in)
@@ -226,10 +238,11 @@ func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Res
 		}
 		body = bytes.NewReader(data)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://subnetd"+path, body)
-	if err != nil {
-		return nil, err
-	}
+	return http.NewRequestWithContext(ctx, method, "http://subnetd"+path, body)
+}
+
+// do sends a request and returns a good answer, or the daemon's error.
+func (c *Client) do(req *http.Request) (*http.Response, error) {
 	res, err := c.http.Do(req)
 	var ue *url.Error
 	if errors.As(err, &ue) {

@@ -34,6 +34,7 @@ const (
 type RunOptions struct {
 	Config, State, Socket string // paths
 	LogLevel              slog.Level
+	System                string // program that installs what this machine runs; "": none
 }
 
 // Build is what the program is told of itself by main.
@@ -111,6 +112,7 @@ func runCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) er
 	fs.StringVar(&o.State, "state", defaultState, "directory for keys and what else must last")
 	fs.StringVar(&o.Socket, "socket", defaultSocket, "where the other commands find the daemon")
 	fs.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	fs.StringVar(&o.System, "system", "", "the program that updates this machine's system, and restarts it")
 	return func(ctx context.Context, _ []string) error { return p.build.Run(ctx, o) }
 }
 

@@ -105,10 +105,10 @@ func TestArguments(t *testing.T) {
 func TestRunOptions(t *testing.T) {
 	var got RunOptions
 	b := Build{Run: func(_ context.Context, o RunOptions) error { got = o; return nil }}
-	if code, _, stderr := call(b, "run", "--config", "/c", "--state=/s", "--socket", "/x", "--log-level", "debug"); code != 0 {
+	if code, _, stderr := call(b, "run", "--config", "/c", "--state=/s", "--socket", "/x", "--log-level", "debug", "--system", "/p"); code != 0 {
 		t.Fatal(stderr)
 	}
-	if want := (RunOptions{"/c", "/s", "/x", slog.LevelDebug}); got != want {
+	if want := (RunOptions{"/c", "/s", "/x", slog.LevelDebug, "/p"}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
@@ -119,12 +119,13 @@ type daemon struct {
 	pings func(n int) (api.PingResult, error)
 	pinged,
 	downs int
-	up   atomic.Pointer[api.UpRequest] // that was accepted last
-	busy bool                          // up is not answered
-	home func() (api.Home, error)
-	exit api.Exit
-	page api.Page
-	devs api.Devices
+	up     atomic.Pointer[api.UpRequest] // that was accepted last
+	busy   bool                          // up is not answered
+	home   func() (api.Home, error)
+	exit   api.Exit
+	page   api.Page
+	devs   api.Devices
+	system api.System
 }
 
 func (d *daemon) funcs() api.Funcs {
@@ -165,6 +166,7 @@ func (d *daemon) funcs() api.Funcs {
 		Exit:     d.exit,
 		Devices:  d.devs,
 		Page:     d.page,
+		System:   d.system,
 	}
 }
 

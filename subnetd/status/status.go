@@ -70,5 +70,6 @@ type Snapshot struct {
 	Approved     []netip.Prefix   `json:"approved,omitempty"` // and accepted by the coordinator
 	Peers        []Peer           `json:"peers"`
 	Exits        Exits            `json:"exits"`
+	System       *System          `json:"system,omitempty"` // nil: not updated through us
 	Problems     []Problem        `json:"problems"`
 }

@@ -499,7 +499,30 @@ export interface Snapshot {
   approved?: string[];
   peers: Peer[] | null;
   exits: Exits;
+  // nil: not updated through us
+  system?: System;
   problems: Problem[] | null;
+}
+// System is the system of this machine, where the daemon can replace it.
+export interface System {
+  version: string;
+  // another one is installed: the next start tries it, once
+  waiting?: boolean;
+  // what the owner must know, as that the last update did not come up
+  note?: string;
+  // under way
+  update?: Update;
+}
+// Update is an image that comes in.
+export interface Update {
+  // bytes
+  done: number;
+  size: number;
+}
+// Updated is the answer to an image that was installed.
+export interface Updated {
+  // what happens next, in the words of the program that installed it
+  text: string;
 }
 // UpRequest is the body of POST /v1/up. An empty field means: as before.
 export interface UpRequest {

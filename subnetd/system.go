@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+
+	"subnetd/subnetd/api"
+	"subnetd/subnetd/status"
+)
+
+// system is this machine's own system, as the program tells that installs it, by
+//
+//	PROGRAM system                  status.System as JSON
+//	PROGRAM update SHA256 <IMAGE    exit code 0 and a sentence, or a sentence why not
+//	PROGRAM reboot
+type system struct {
+	program string // "": there is none
+	log     *slog.Logger
+	// changed is told when show has news, trouble what its owner must know; "": nothing.
+	changed func()
+	trouble func(text string)
+	one     sync.Mutex // an update at a time
+
+	mu  sync.Mutex // guards all below
+	now *status.System
+}
+
+func (d *daemon) newSystem() *system {
+	return &system{
+		program: d.opts.System, log: d.logger("system"), changed: d.engine.Refresh,
+		trouble: func(text string) {
+			d.engine.SetProblem("system", text, "Look whether the image is the right one, and update again.")
+		},
+	}
+}
+
+func (s *system) String() string { return "system" }
+
+// Run asks once how the system stands: only an update changes it.
+func (s *system) Run(ctx context.Context) error {
+	if s.program != "" {
+		s.look(ctx)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// show is how the system stands; nil: it is not for us to say.
+func (s *system) show() *status.System {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now
+}
+
+func (s *system) set(now status.System) {
+	s.mu.Lock()
+	s.now = &now
+	s.mu.Unlock()
+	s.changed()
+}
+
+func (s *system) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, mostCommand)
+	defer cancel()
+	var now status.System
+	said, err := feed(ctx, strings.NewReader(""), s.program, "system")
+	if err == nil {
+		err = json.Unmarshal([]byte(said), &now)
+	}
+	if err != nil {
+		s.log.Warn("how this machine's system stands is not known", "err", err)
+		return
+	}
+	s.set(now)
+	s.trouble(now.Note)
+}
+
+func (s *system) calls() api.System { return api.System{Update: s.update, Restart: s.restart} }
+
+// update lets an image into the program. What it says is the answer, or the asker's mistake.
+func (s *system) update(ctx context.Context, sum string, image io.Reader, size int64) (status.Updated, error) {
+	if s.show() == nil {
+		return status.Updated{}, api.ErrNoSystem
+	}
+	if !s.one.TryLock() {
+		return status.Updated{}, api.ErrUpdating
+	}
+	defer s.one.Unlock()
+	now := s.show()
+	s.log.Info("an image comes in", "size", size, "sha256", sum)
+	in := &counted{from: image, size: size, tell: func(done int64) {
+		with := *now
+		with.Update = &status.Update{Done: done, Size: size}
+		s.set(with)
+	}}
+	said, err := feed(ctx, in, s.program, "update", sum)
+	s.set(*now) // should nobody tell what it is now
+	s.look(context.WithoutCancel(ctx))
+	var refused *commandError
+	if errors.As(err, &refused) && len(refused.said) > 0 {
+		err = api.BadRequest(errors.New(strings.TrimSpace(string(refused.said))))
+	}
+	if err != nil {
+		s.log.Warn("the image is not installed", "err", err)
+		return status.Updated{}, fmt.Errorf("the system stays as it is: %w", err)
+	}
+	s.log.Info("an image is installed", "said", strings.TrimSpace(said))
+	return status.Updated{Text: strings.TrimSpace(said)}, nil
+}
+
+func (s *system) restart(ctx context.Context) error {
+	if s.show() == nil {
+		return api.ErrNoSystem
+	}
+	s.log.Info("the machine is to start anew")
+	return command(ctx, s.program, "reboot")
+}
+
+// counted is a reader that tells how far it is, a hundred times at most.
+type counted struct {
+	from       io.Reader
+	size       int64
+	done, told int64
+	tell       func(done int64)
+}
+
+// Read implements io.Reader.
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.from.Read(b)
+	c.done += int64(n)
+	if c.done-c.told >= (c.size+99)/100 {
+		c.told = c.done
+		c.tell(c.done)
+	}
+	return n, err
+}
