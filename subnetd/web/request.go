@@ -107,12 +107,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // refusal is why a request is not even looked at, if it is not. What changes things
-// comes from our own page and is JSON, which no form of another page can send.
+// comes from our own page and is JSON, which no form of another page can send, or an
+// image, which comes by PUT.
 func (s *Server) refusal(r *http.Request, isAPI bool) (code int, why string) {
-	switch r.Method {
-	case http.MethodGet, http.MethodHead:
+	wanted, most := "application/json", int64(api.MaxBackup)
+	switch {
+	case r.Method == http.MethodGet, r.Method == http.MethodHead:
 		return 0, ""
-	case http.MethodPost:
+	case r.Method == http.MethodPost:
+	case r.Method == http.MethodPut && strings.HasPrefix(r.URL.Path, api.SystemPath):
+		wanted, most = "application/octet-stream", api.MaxImage
 	default:
 		return http.StatusMethodNotAllowed, "this wants GET or POST"
 	}
@@ -122,13 +126,13 @@ func (s *Server) refusal(r *http.Request, isAPI bool) (code int, why string) {
 	if s.origin.Check(r) != nil {
 		return http.StatusForbidden, "this was sent by the page of another site"
 	}
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return http.StatusUnsupportedMediaType, "this wants application/json"
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != wanted {
+		return http.StatusUnsupportedMediaType, "this wants " + wanted
 	}
 	if r.ContentLength < 0 { // no browser does that with what is no stream
 		return http.StatusLengthRequired, "this wants a Content-Length"
 	}
-	if r.ContentLength > api.MaxBackup {
+	if r.ContentLength > most {
 		return http.StatusRequestEntityTooLarge, "that is too big"
 	}
 	return 0, ""
@@ -141,10 +145,8 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request, v visit) {
 		refuse(w, http.StatusUnauthorized, "log in first")
 		return
 	}
-	if (r.URL.Path == "/v1/backup" || r.URL.Path == "/v1/restore") && v.over == overMesh {
-		// They are all that this router is, and every program on the owner's devices is
-		// the owner to us there.
-		refuse(w, http.StatusForbidden, "keys leave and enter this router at home only: open the page there")
+	if v.over == overMesh && wholeRouter(r) {
+		refuse(w, http.StatusForbidden, "keys and systems leave and enter this router at home only: open the page there")
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), keyAsker, who))
@@ -168,6 +170,12 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request, v visit) {
 	default:
 		s.api.ServeHTTP(w, r)
 	}
+}
+
+// wholeRouter reports whether a request is about all that this router is: what its keys
+// are, or what it runs. Every program on the owner's devices is the owner to us in the mesh.
+func wholeRouter(r *http.Request) bool {
+	return r.URL.Path == "/v1/backup" || r.URL.Path == "/v1/restore" || r.Method == http.MethodPut
 }
 
 // trustworthy reports whether the browser's context is a secure one (W3C Secure Contexts,

@@ -137,6 +137,13 @@ func (h *house) funcs() api.Funcs {
 			Backup:  func(context.Context) (any, error) { return "all", nil },
 			Restore: func(context.Context, []byte) error { return nil },
 		},
+		System: api.System{
+			Update: func(_ context.Context, _ string, image io.Reader, _ int64) (status.Updated, error) {
+				_, err := io.Copy(io.Discard, image)
+				return status.Updated{Text: "it is tried"}, err
+			},
+			Restart: func(context.Context) error { return nil },
+		},
 	}
 }
 
@@ -228,6 +235,7 @@ type request struct {
 	from                       netip.Addr
 	body                       any // string, io.Reader, or what is marshalled
 	header                     map[string]string
+	size                       int64 // of a body that does not tell; -1: it is not told
 }
 
 func (r *rig) send(q request) (*http.Response, error) {
@@ -254,6 +262,9 @@ func (r *rig) send(q request) (*http.Response, error) {
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if q.size != 0 {
+		req.ContentLength = q.size
 	}
 	for k, v := range q.header {
 		req.Header.Set(k, v)
