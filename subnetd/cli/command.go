@@ -46,6 +46,7 @@ func commands() []command {
 			{"check", "FILE", "whether a policy could be put in force; -: standard input", "policy check /etc/subnetd/policy.hujson", checkCommand, nil},
 			{"show", "", "the policy in force", "policy show > policy.hujson", policyCommand, nil},
 		}},
+		{"update", "FILE", "install another version of this machine's whole system: the next start tries it, once", "update --restart update.img", updateCommand, nil},
 		{"web", "", "the page of this router", "", nil, []command{
 			{"password", "", "set the page's password, whatever it was: a line of standard input", "web password", webPasswordCommand, nil},
 		}},

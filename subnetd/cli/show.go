@@ -97,7 +97,21 @@ func showSelf(b *bytes.Buffer, s status.Snapshot, now time.Time) {
 		row("engine", s.Engine+because(s.EngineReason))
 	}
 	row("resolver", s.Resolver)
+	row("system", system(s.System))
 	table(b, rows)
+}
+
+// system says what this machine runs, and what the next start brings.
+func system(s *status.System) string {
+	switch {
+	case s == nil:
+		return ""
+	case s.Update != nil:
+		return fmt.Sprintf("%s, an update comes in: %d %%", s.Version, 100*s.Update.Done/max(s.Update.Size, 1))
+	case s.Waiting:
+		return s.Version + ", the next start tries another version, once"
+	}
+	return s.Version
 }
 
 func membership(s status.Snapshot, now time.Time) string {
