@@ -40,6 +40,7 @@ const usage = `usage: appliance COMMAND
   log SERVICE       the last lines of lan, uplink or subnetd
   reload SERVICE    reads its files again
   update SHA256 <IMAGE   another version, tried at the next boot
+  system            which version runs, and whether another is tried next: as JSON, for subnetd
   reboot | poweroff | halt
   reset             back to how it was made: settings, keys and leases are lost; reboots
 `
@@ -76,6 +77,8 @@ func run(args []string, out, errs io.Writer) int {
 		return 1
 	case "update":
 		return update.Run(ctx, args[1:], os.Stdin, errs)
+	case "system":
+		return update.Tell(out, errs)
 	case "modprobe":
 		if err := modprobe(args[1:]); err != nil {
 			return 1 // the kernel asks for many that are not there
@@ -170,7 +173,7 @@ func services(wan, lans string) []pid1.Service {
 		{
 			Name:    "subnetd",
 			After:   "lan",
-			Command: []string{"/usr/bin/subnetd", "run", "--state", pid1.DataDir + "/subnetd", "--config", subnetdConfig},
+			Command: []string{"/usr/bin/subnetd", "run", "--state", pid1.DataDir + "/subnetd", "--config", subnetdConfig, "--system", self},
 			Up:      []string{"/usr/bin/subnetd", "status"},
 			Tells:   "lan", // which opens the ports for it
 		},

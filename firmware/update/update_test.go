@@ -100,6 +100,9 @@ func TestInstall(t *testing.T) {
 	if b.boots() != slots.B {
 		t.Error("it is not tried")
 	}
+	if s, err := b.State(); s != (update.State{Waiting: true}) || err != nil {
+		t.Error(s, err)
+	}
 	// And back again, once it has come up.
 	r, err := disk.OpenRecords(b.Disk)
 	if err != nil {
@@ -219,6 +222,41 @@ func TestOnTrial(t *testing.T) {
 	if got, err := os.ReadFile(b.Slot(slots.A)); err != nil || !bytes.Equal(got, bytes.Repeat([]byte("a"), slotSize)) {
 		t.Error("slot a is overwritten", err)
 	}
+}
+
+// TestState: what is told while an update is tried, and after it did not come up.
+func TestState(t *testing.T) {
+	b := newBench(t)
+	want := func(what string, want update.State) {
+		t.Helper()
+		if s, err := b.State(); s != want || err != nil {
+			t.Errorf("%s: %+v %v, want %+v", what, s, err, want)
+		}
+	}
+	want("flashed", update.State{})
+	img, sum := image(t, 64<<10, nil)
+	if _, err := b.Install(t.Context(), bytes.NewReader(img), sum); err != nil {
+		t.Fatal(err)
+	}
+	boot := func() {
+		r, err := disk.OpenRecords(b.Disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		running, next, err := r.Present().Boot()
+		if err := errors.Join(err, r.Save(next), r.Close()); err != nil {
+			t.Fatal(err)
+		}
+		b.Running = running
+	}
+	boot()
+	want("on trial", update.State{})
+	boot()
+	want("back", update.State{Note: "the system in slot b did not come up, so that slot a runs again"})
+	if _, err := b.Install(t.Context(), bytes.NewReader(img), sum); err != nil {
+		t.Fatal(err)
+	}
+	want("another one", update.State{Waiting: true})
 }
 
 func FuzzParseHead(f *testing.F) {
