@@ -32,6 +32,11 @@ type Names struct {
 	Translated []host.DeviceMap
 	Exposed    []netip.Prefix // whose LAN addresses members reach as such
 	Own        []netip.Addr   // of this machine, where its own resolver answers
+	// Services are names below that of this node that lead to its mesh addresses.
+	Services []string
+	// Served is the LAN addresses of devices that this router answers for: the home gets
+	// their addresses in the mesh, too, where it does.
+	Served []netip.Addr
 }
 
 // Zone knows the names of the mesh. It is never changed.
@@ -70,12 +75,18 @@ func NewZone(n Names) *Zone {
 	for i := range n.Netmap.Peers {
 		z.addNode(&n.Netmap.Peers[i], &n.Netmap.Self)
 	}
+	z.addServices(&n)
 	near := map[netip.Addr]netip.Addr{}
 	far := map[netip.Addr]netip.Addr{}
 	for _, d := range n.Translated {
-		near[d.Mesh], far[d.LAN] = d.LAN, d.Mesh
+		if near[d.Mesh], far[d.LAN] = d.LAN, d.Mesh; slices.Contains(n.Served, d.LAN) {
+			near[d.Mesh] = d.Mesh
+		}
 	}
 	for _, r := range n.Netmap.Names.Records {
+		if n.isService(fold(r.Name)) {
+			continue
+		}
 		home := r.Addr
 		if lan, ok := near[r.Addr]; ok {
 			home = lan
@@ -88,8 +99,12 @@ func NewZone(n Names) *Zone {
 			if !member.IsValid() && contains(n.Exposed, lan) {
 				member = lan
 			}
-			if d.Name != "" {
-				z.add(d.Name+"."+n.Netmap.Self.Name, lan, member)
+			home := lan
+			if slices.Contains(n.Served, lan) && far[lan].IsValid() {
+				home = far[lan]
+			}
+			if d.Name != "" && !slices.Contains(n.Services, d.Name) {
+				z.add(d.Name+"."+n.Netmap.Self.Name, home, member)
 			}
 		}
 	}
@@ -157,6 +172,21 @@ func (z *Zone) addNode(n, self *mesh.Node) {
 			z.add(n.Name, a, a)
 		}
 	}
+}
+
+// addServices adds what this node itself answers for by names of their own.
+func (z *Zone) addServices(n *Names) {
+	for _, s := range n.Services {
+		self := n.Netmap.Self
+		self.Name = s + "." + self.Name
+		z.addNode(&self, &n.Netmap.Self)
+	}
+}
+
+// isService reports whether a folded name is that of a service here: nobody else's.
+func (n *Names) isService(name string) bool {
+	first, rest, _ := strings.Cut(name, ".")
+	return rest == fold(n.Netmap.Self.Name) && slices.Contains(n.Services, first)
 }
 
 // add gives a name addresses, for the home and for members; an invalid one is

@@ -208,6 +208,41 @@ func TestNodeWithThings(t *testing.T) {
 	}
 }
 
+// What this router serves itself, and what it serves for a device, is found by the home
+// where members find it.
+func TestServices(t *testing.T) {
+	n := world()
+	n.Services = []string{"page", "drop"}
+	n.Served = []netip.Addr{addr("192.168.1.50")}
+	n.Netmap.Names.Records = append(n.Netmap.Names.Records, mesh.Record{Name: "Page.home.mesh.internal", Addr: addr("100.64.6.6")})
+	n.Devices = append(n.Devices, mesh.Device{Name: "drop", LAN: []netip.Addr{addr("192.168.1.66")}})
+	z := NewZone(n)
+	const a, aaaa = dnsmessage.TypeA, dnsmessage.TypeAAAA
+	for _, c := range []struct {
+		name string
+		t    dnsmessage.Type
+		who  Asker
+		want string
+	}{
+		{"page.home.mesh.internal", a, Home, "found 100.64.0.1 of mesh.internal"},
+		{"page.home.mesh.internal", aaaa, Member, "found fd7a:115c:a1e0::1 of mesh.internal"},
+		{"drop.home.mesh.internal", a, Member, "found 100.64.0.1 of mesh.internal"},
+		{"drop.home.mesh.internal", a, Home, "found 100.64.0.1 of mesh.internal"},
+		{"ca.home.mesh.internal", a, Home, "nxdomain of mesh.internal"},
+		{"page.mesh.internal", a, Home, "nxdomain of mesh.internal"},
+		{"printer.home.mesh.internal", a, Home, "found 100.64.1.1 of mesh.internal"},
+		{"printer.home.mesh.internal", a, Member, "found 100.64.1.1 of mesh.internal"},
+		{"printer.mesh.internal", a, Home, "found 100.64.1.1 of mesh.internal"},
+		{"printer.home.mesh.internal", aaaa, Home, "found fd00::50 of mesh.internal"},
+		{"tv.home.mesh.internal", a, Home, "found 192.168.1.51 of mesh.internal"},
+		{"1.0.64.100.in-addr.arpa", dnsmessage.TypePTR, Home, "found home.mesh.internal of 64.100.in-addr.arpa"},
+	} {
+		if got := z.decide(c.name, c.t, c.who).short(); got != c.want {
+			t.Errorf("%s %v for %d: %s, want %s", c.name, c.t, c.who, got, c.want)
+		}
+	}
+}
+
 func TestUpstream(t *testing.T) {
 	for _, c := range []struct {
 		upstream []string

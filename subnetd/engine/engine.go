@@ -130,6 +130,10 @@ func (e *Engine) SetPort(p uint16) { e.update(func() { e.in.Port = p }) }
 // SetPeerAPI says on which TCP port of ours members ask this node itself.
 func (e *Engine) SetPeerAPI(p uint16) { e.update(func() { e.in.PeerAPI = p }) }
 
+// SetFront says on which TCP port of ours is what this router serves for itself and for
+// devices.
+func (e *Engine) SetFront(p uint16) { e.update(func() { e.in.Front = p }) }
+
 // SetShare says whether that port is WireGuard's in the kernel, and where we are
 // then; zero: it is ours alone.
 func (e *Engine) SetShare(s host.PortShare) { e.update(func() { e.in.Share = s }) }

@@ -36,6 +36,7 @@ type Inputs struct {
 	Exits   map[key.NodePublic]Exit
 	Ways    []string // Plan.Ways of the plan before: numbers stay
 	PeerAPI uint16   // TCP, where members ask this node itself
+	Front   uint16   // TCP, where what is served for this router and for devices is brought to; 0: nowhere
 	// Shut is what the firewall hand saw of the openings of the plan before.
 	Shut []host.Shut
 }
@@ -51,6 +52,7 @@ type Plan struct {
 	There    []string          // names of the nodes that are exits
 	Ways     []string          // the list of exits of each way; "": a number that is free
 	Uses     []exit.Use        // the exits of each way that could be used
+	Web      []Served          // what lan.web says, of devices that have addresses in the mesh
 	Domains  []string          // that the mesh answers for, in lower case, without dots at their ends
 	Problems []status.Problem
 	Recheck  time.Time // when the passing of time alone changes the plan; zero: never
@@ -125,6 +127,7 @@ func Compile(in Inputs) Plan {
 	p.Host.Route.Sources = routeSources(p.Host.Firewall.Sources, p.LANs, in.Facts)
 	p.serveExit(in)
 	p.names(in)
+	p.front(in, own)
 	return p
 }
 
