@@ -26,7 +26,7 @@ var floors = map[string]int{
 	"host": 2, "host/apply": 2, "host/watch": 2, "host/tunnel": 2, "host/route": 2, "host/firewall": 2, "host/dns": 2, "status": 2, "exit": 2,
 	"coord/policy": 2, "ingress": 2, "lan": 2, "lan/sense": 2,
 	"plan": 3, "path": 3, "control": 3, "api": 3, "coord": 3, "relay": 3, "dns": 3, "peerapi": 3,
-	"engine": 4, "underlay": 4, "cli": 4, "web": 4,
+	"engine": 4, "underlay": 4, "cli": 4, "web": 4, "front": 4,
 	"simnet": 4, // tests only
 	"":       5,
 }
@@ -48,6 +48,7 @@ var never = []struct {
 	{[]string{"coord", "relay", "ingress"}, []string{house + "control", house + "host", house + "config", house + "mesh"}, true, "the coordinator knows its clients by the protocol only, like any stranger"},
 	{[]string{"*"}, []string{"tailscale.com/derp/derpserver"}, true, "size: 1.9 MB"},
 	{[]string{"web"}, []string{house + "engine", house + "control", house + "underlay", house + "plan", house + "state"}, false, "the page gets funcs, as the api does"},
+	{[]string{"front"}, []string{house + "engine", house + "control", house + "underlay", house + "plan", house + "web", house + "api"}, false, "the front gets handlers and funcs"},
 	{[]string{"*"}, []string{"subnetd/webui"}, false, "main alone brings the built page along"},
 	{[]string{"cli"}, []string{house + "engine", house + "control", house + "underlay", house + "plan"}, false, "the command line knows only the api"},
 	{[]string{"host/apply", "host/watch", "host/tunnel", "host/route", "host/firewall", "host/dns"},

@@ -27,12 +27,13 @@ type Served struct {
 	config.Served
 	Names []string         // fully qualified, the best first, in lower case without dots at their ends
 	Maps  []host.DeviceMap // by family: where it is called, and where it is asked
+	Doors []netip.AddrPort // all that is brought to us for it
 }
 
-// Doors are where it is called: at the port of https, at that of http, to be sent to the
+// doors are where it is called: at the port of https, at that of http, to be sent to the
 // other, and at its own, as far as that is open to the mesh: who asks it there shall be
 // told to it, too.
-func (s *Served) Doors(only func(netip.Addr, uint16) bool) (doors, behind []netip.AddrPort) {
+func (s *Served) doors(only func(netip.Addr, uint16) bool) (doors, behind []netip.AddrPort) {
 	for _, m := range s.Maps {
 		ports := []uint16{PortHTTP, PortHTTPS}
 		if only(m.LAN, s.Port) {
@@ -74,8 +75,9 @@ func (p *Plan) front(in Inputs, own []netip.Addr) {
 			p.notServed(w.Name, i >= 0, in.Config.LAN.Expose)
 			continue
 		}
-		doors, behind := s.Doors(open)
+		doors, behind := s.doors(open)
 		f.Doors, f.Behind = append(f.Doors, doors...), append(f.Behind, behind...)
+		s.Doors = slices.Concat(doors, behind)
 		p.Web = append(p.Web, s)
 	}
 	p.Host.Firewall.Front = host.Front{Port: f.Port, Doors: sortPorts(f.Doors), Behind: sortPorts(f.Behind)}

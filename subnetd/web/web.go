@@ -151,6 +151,22 @@ func (s *Server) Set(set Settings) {
 	poke(s.wake)
 }
 
+// Behind answers requests that another listener of ours took, from whom it says, at our
+// addresses in the mesh: they are answered where Settings has the page there, too.
+func (s *Server) Behind(from func(*http.Request) netip.Addr) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		set := s.now.Load()
+		e := ends{from: from(r)}
+		if len(set.Mesh) > 0 {
+			e.at = netip.AddrPortFrom(set.Mesh[0], set.Port)
+		}
+		if r.Method == http.MethodPost {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout))
+		}
+		s.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), keyEnds, e)))
+	})
+}
+
 // Look says that Rest changed. It does not block.
 func (s *Server) Look() { poke(s.hub.look) }
 
