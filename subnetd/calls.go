@@ -29,6 +29,8 @@ func (d *daemon) funcs() api.Funcs {
 		Devices:  d.devices.calls(),
 		Page:     d.pageCalls(),
 		System:   d.system.calls(),
+
+		Certificates: d.issuer.calls(),
 	}
 }
 

@@ -57,6 +57,7 @@ type daemon struct {
 	home    *home
 	exits   *exits
 	devices *devices
+	issuer  *issuer
 	watch   *watch.Watcher
 	names   *dns.Server
 	hook    *hostdns.Hand
@@ -179,6 +180,7 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	d.home = newHome(d)
 	d.exits = newExits(d)
 	d.devices = newDevices(d, fw.Reached)
+	d.issuer = newIssuer(d)
 	d.names = d.newNames()
 	d.peers = d.newPeerAPI()
 	d.system = d.newSystem()

@@ -36,11 +36,12 @@ type Funcs struct {
 	// Home is the coordinator in this router. It is asked for anew by each
 	// request, as the owner may change mesh.control at any time: ErrNotHome if
 	// another is the coordinator now, or what keeps ours from working.
-	Home    func() (Home, error)
-	Exit    Exit
-	Devices Devices
-	Page    Page
-	System  System
+	Home         func() (Home, error)
+	Exit         Exit
+	Devices      Devices
+	Page         Page
+	System       System
+	Certificates Certificates
 }
 
 // ErrUnknownPeer is returned by Funcs.Ping, and arrives at the client as text.

@@ -29,6 +29,7 @@ type daemon struct {
 	home  func() (Home, error)
 	exit  Exit
 	devs  Devices
+	certs Certificates
 }
 
 func (d *daemon) funcs() Funcs {
@@ -68,6 +69,8 @@ func (d *daemon) funcs() Funcs {
 		Home:     d.home,
 		Exit:     d.exit,
 		Devices:  d.devs,
+
+		Certificates: d.certs,
 	}
 }
 

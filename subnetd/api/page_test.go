@@ -18,7 +18,7 @@ import (
 func TestNeeds(t *testing.T) {
 	guest := map[string]bool{}
 	for _, path := range []string{
-		"/v1/status", "/v1/ping", "/v1/netcheck", "/v1/home/nodes", "/v1/exit/test", "/v1/devices", "/v1/whois", "/v1/qr",
+		"/v1/status", "/v1/ping", "/v1/netcheck", "/v1/home/nodes", "/v1/exit/test", "/v1/devices", "/v1/whois", "/v1/qr", "/v1/cert", "/v1/cert/root/{form}",
 	} {
 		guest["GET "+path] = true
 	}

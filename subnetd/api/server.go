@@ -144,7 +144,7 @@ type route struct {
 }
 
 func (s *Server) routes() []route {
-	return slices.Concat(s.homeRoutes(), s.exitRoutes(), s.deviceRoutes(), s.pageRoutes(), s.systemRoutes(), []route{
+	return slices.Concat(s.homeRoutes(), s.exitRoutes(), s.deviceRoutes(), s.pageRoutes(), s.systemRoutes(), s.certRoutes(), []route{
 		{"GET", "/v1/status", 0, s.status},
 		{"GET", "/v1/watch", 0, s.watch},
 		{"POST", "/v1/up", checkTimeout, s.up},
@@ -222,10 +222,10 @@ func code(err error) int {
 		return http.StatusRequestEntityTooLarge
 	case errors.As(err, &bad):
 		return http.StatusBadRequest
-	case errors.Is(err, ErrNotHome), errors.Is(err, ErrTrial), errors.Is(err, ErrNoTrial), errors.Is(err, ErrUpdating):
+	case errors.Is(err, ErrNotHome), errors.Is(err, ErrTrial), errors.Is(err, ErrNoTrial), errors.Is(err, ErrUpdating), errors.Is(err, ErrNoCertificates):
 		return http.StatusConflict
 	case errors.Is(err, ErrUnknownPeer), errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownNode), errors.Is(err, ErrUnknownCode), errors.Is(err, ErrUnknownKey),
-		errors.Is(err, ErrNoSystem):
+		errors.Is(err, ErrNoSystem), errors.Is(err, ErrUnknownName):
 		return http.StatusNotFound
 	case errors.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout

@@ -126,6 +126,8 @@ type daemon struct {
 	page   api.Page
 	devs   api.Devices
 	system api.System
+
+	certs api.Certificates
 }
 
 func (d *daemon) funcs() api.Funcs {
@@ -167,6 +169,8 @@ func (d *daemon) funcs() api.Funcs {
 		Devices:  d.devs,
 		Page:     d.page,
 		System:   d.system,
+
+		Certificates: d.certs,
 	}
 }
 

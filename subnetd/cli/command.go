@@ -37,6 +37,7 @@ func commands() []command {
 		{"exit", "", "through which nodes this home uses the internet, and whether it is an exit itself", "exit", exitCommand, exitVerbs()},
 		{"devices", "", "the things at home, and how the mesh reaches them", "devices", devicesCommand, devicesVerbs()},
 		{"whois", "ADDRESS|NAME", "whose an address is: a member's, or a device's", "whois 100.64.5.5", whoisCommand, nil},
+		{"cert", "[NAME]", "the certificates of this home; with the name of a member or a device: make one for it, and write it and its key", "cert nas --out /etc/nginx", certCommand, certVerbs()},
 		{"invite", "", "let a new device into the mesh of this router: a key, and how to use it", "invite --expires 7d --tags tag:printer", inviteCommand, nil},
 		{"nodes", "", "who is in the mesh of this router, and who waits to be let in", "nodes", nodesCommand, nodesVerbs()},
 		{"keys", "", "the keys that `invite` has made", "keys", keysCommand, []command{

@@ -173,9 +173,10 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request, v visit) {
 }
 
 // wholeRouter reports whether a request is about all that this router is: what its keys
-// are, or what it runs. Every program on the owner's devices is the owner to us in the mesh.
+// are, one for a certificate, or what it runs. Every program on the owner's devices is the owner to us in the mesh.
 func wholeRouter(r *http.Request) bool {
-	return r.URL.Path == "/v1/backup" || r.URL.Path == "/v1/restore" || r.Method == http.MethodPut
+	key := r.URL.Path == "/v1/cert" && r.Method == http.MethodPost
+	return key || r.URL.Path == "/v1/backup" || r.URL.Path == "/v1/restore" || r.Method == http.MethodPut
 }
 
 // trustworthy reports whether the browser's context is a secure one (W3C Secure Contexts,

@@ -356,6 +356,8 @@ func TestMembers(t *testing.T) {
 		{"owner changes", "/v1/down", true, owner, mine.cookie(), 200},
 		{"owner's backup", "/v1/backup", true, owner, mine.cookie(), 403},
 		{"owner restores", "/v1/restore", true, owner, mine.cookie(), 403},
+		{"owner's certificate", "/v1/cert", true, owner, mine.cookie(), 403},
+		{"owner looks at certificates", "/v1/cert", false, owner, mine.cookie(), 200},
 		{"owner's settings", "/v1/settings", false, owner, mine.cookie(), 200},
 		{"friend looks", "/v1/status", false, friend, hers.cookie(), 200},
 		{"friend changes", "/v1/down", true, friend, hers.cookie(), 403},

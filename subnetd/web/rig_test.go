@@ -144,6 +144,7 @@ func (h *house) funcs() api.Funcs {
 			},
 			Restart: func(context.Context) error { return nil },
 		},
+		Certificates: api.Certificates{List: func() (status.Certificates, error) { return status.Certificates{}, nil }},
 	}
 }
 

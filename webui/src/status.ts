@@ -1,4 +1,45 @@
 // Made of the Go packages that the daemon answers with, by `make webui`: not to be edited.
+// Certificates is what this home has to do with certificates.
+export interface Certificates {
+  // of the root
+  name: string;
+  // below which its names are
+  domain: string;
+  // of the root, SHA-256
+  fingerprint: string;
+  // the root is good
+  until: string;
+  // where a device at home or in the mesh gets the root
+  url: string;
+  // for ACME clients there
+  directory: string;
+  // and still good, the newest first
+  issued: Certificate[] | null;
+}
+// Certificate is one that was given away.
+export interface Certificate {
+  names: string[] | null;
+  // a client got it by itself; else the owner asked for it
+  acme?: boolean;
+  since: string;
+  until: string;
+  revoked?: string;
+}
+// CertificateRequest asks for a certificate.
+export interface CertificateRequest {
+  // of a member, or of a device that is exposed under a name
+  name: string;
+}
+// CertificatePair is a certificate with its key, which is kept nowhere else.
+export interface CertificatePair {
+  // fully qualified, without a dot at its end
+  name: string;
+  // PEM, PKCS #8
+  key: string;
+  // PEM
+  chain: string;
+  until: string;
+}
 // Device is a thing at home.
 export interface Device {
   // its identity, in lower case with colons; "": spoken of by address only
