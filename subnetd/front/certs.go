@@ -2,6 +2,7 @@ package front
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,8 @@ import (
 
 // life is how long a certificate of ours is good; after two thirds there is another.
 const life = 7 * 24 * time.Hour
+
+var errOther = errors.New("nobody here has that name")
 
 // mostCerts bounds the certificates that are kept.
 const mostCerts = 512
@@ -32,13 +35,17 @@ type kept struct {
 	made time.Time
 }
 
-// certificate is that of whom a connection is for, whatever name it calls him by: a wrong
-// one is the browser's to see.
+// certificate is that of whom a connection is for. Who calls him by a name that is another's
+// gets none; who calls him by his address, says no name (RFC 6066, 3).
 func (s *Server) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c := hello.Conn.(*conn)
 	names := s.now.Load().Names.all()
 	if c.site != nil {
 		names = c.site.Names
+	}
+	name := strings.TrimSuffix(strings.ToLower(hello.ServerName), ".")
+	if name != "" && !slices.Contains(names, name) {
+		return nil, errOther
 	}
 	return s.certs.of(names)
 }
