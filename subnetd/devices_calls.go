@@ -24,7 +24,7 @@ import (
 const reachWait = 2 * time.Second
 
 func (x *devices) calls() api.Devices {
-	return api.Devices{List: x.all, Expose: x.expose, Hide: x.hide, Name: x.name, Mode: x.mode, Wake: x.wake, Log: x.reaches, Whois: x.whois}
+	return api.Devices{List: x.all, Expose: x.expose, Hide: x.hide, Name: x.name, Mode: x.mode, Web: x.web, Wake: x.wake, Log: x.reaches, Whois: x.whois}
 }
 
 // expose writes into the configuration that the mesh may reach a thing, and returns
@@ -122,7 +122,9 @@ func (x *devices) hide(ctx context.Context, r status.DeviceRequest) (status.Devi
 	if err != nil {
 		return d, err
 	}
-	err = x.change(ctx, func(l config.LAN) (config.LAN, error) { return l.Hiding(d.MAC, d.Addresses), nil })
+	err = x.change(ctx, func(l config.LAN) (config.LAN, error) {
+		return l.Hiding(d.MAC, d.Addresses).NotServing(s.labelOf(d)), nil
+	})
 	if err != nil {
 		return d, err
 	}
@@ -157,6 +159,47 @@ func (x *devices) mode(ctx context.Context, r status.DeviceMode) (status.Devices
 		return l, nil
 	})
 	return x.all(), err
+}
+
+// web writes into the configuration that this router serves a device's web pages, or
+// not, and returns when that is so.
+func (x *devices) web(ctx context.Context, r status.DeviceWebRequest) (status.Device, error) {
+	s := x.shown()
+	d, err := s.find(r.Device)
+	if err != nil {
+		return d, err
+	}
+	label := s.labelOf(d)
+	err = x.change(ctx, func(l config.LAN) (config.LAN, error) {
+		if r.Target == "" {
+			return l.NotServing(label), nil
+		}
+		if label == "" {
+			return l, errors.New("the mesh does not reach that device: expose it first")
+		}
+		w, err := config.ParseServed(label, r.Target)
+		if err != nil {
+			return l, err
+		}
+		return l.Serving(w)
+	})
+	if err != nil {
+		return d, err
+	}
+	return x.await(ctx, keyOf(d), func(d status.Device) bool {
+		return r.Target == "" || d.Mesh != nil && d.Mesh.Web != nil && d.Mesh.Web.URL != ""
+	})
+}
+
+// labelOf is the name in lan.devices of one that the owner exposed; "": he did not.
+func (s *shown) labelOf(d status.Device) string {
+	i := slices.IndexFunc(s.list, func(m mesh.Device) bool {
+		return m.MAC == d.MAC && (m.MAC != "" || slices.ContainsFunc(m.LAN, func(a netip.Addr) bool { return slices.Contains(d.Addresses, a) }))
+	})
+	if i < 0 {
+		return ""
+	}
+	return s.list[i].Name
 }
 
 // wake sends a magic packet to a thing.

@@ -112,7 +112,7 @@ func (s *shown) open(addrs []netip.Addr) *status.DeviceMesh {
 
 // mesh is how the mesh reaches one that the owner chose, or what stands between.
 func (s *shown) mesh(m mesh.Device) *status.DeviceMesh {
-	out := &status.DeviceMesh{Name: m.Full}
+	out := &status.DeviceMesh{Name: m.Full, Web: s.web(m)}
 	for _, d := range s.config.LAN.Devices {
 		if d.MAC == m.MAC && (m.MAC != "" || slices.Contains(m.LAN, d.Addr)) {
 			out.Wake = out.Wake || d.Wake
@@ -141,6 +141,19 @@ func (s *shown) mesh(m mesh.Device) *status.DeviceMesh {
 	}
 	if len(out.Addresses) == 0 {
 		out.Missing = s.missing(m)
+	}
+	return out
+}
+
+// web is how this router serves a device's web pages; nil: it does not.
+func (s *shown) web(m mesh.Device) *status.DeviceWeb {
+	w, ok := s.config.LAN.ServedAs(m.Name)
+	if !ok {
+		return nil
+	}
+	out := &status.DeviceWeb{Target: w.Target()}
+	if i := slices.IndexFunc(s.plan.Web, func(x plan.Served) bool { return x.Name == w.Name }); i >= 0 {
+		out.URL = "https://" + s.plan.Web[i].Names[0] + "/"
 	}
 	return out
 }

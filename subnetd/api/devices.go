@@ -12,7 +12,7 @@ import (
 
 // Devices is what can be told of the things at home. All must be set, and safe for
 // concurrent use. An error made with BadRequest is the asker's mistake, a thing that
-// nobody knows is ErrUnknownDevice. Expose, Hide, Name and Mode write the wish into the
+// nobody knows is ErrUnknownDevice. Expose, Hide, Name, Mode and Web write the wish into the
 // configuration and return when the router is so.
 type Devices struct {
 	List func() status.Devices
@@ -25,6 +25,8 @@ type Devices struct {
 	Name func(ctx context.Context, r status.DeviceName) (status.Device, error)
 	// Mode says what of the LAN the mesh may reach.
 	Mode func(ctx context.Context, r status.DeviceMode) (status.Devices, error)
+	// Web has this router serve a device's web pages, or not.
+	Web func(ctx context.Context, r status.DeviceWebRequest) (status.Device, error)
 	// Wake sends a magic packet.
 	Wake func(ctx context.Context, r status.DeviceRequest) (status.Device, error)
 	// Log is who reached what.
@@ -63,6 +65,12 @@ func (s *Server) deviceRoutes() []route {
 			return d.Name(ctx, r)
 		})},
 		{"POST", "/v1/devices/mode", checkTimeout, asked(func(ctx context.Context, r status.DeviceMode) (any, error) { return d.Mode(ctx, r) })},
+		{"POST", "/v1/devices/web", checkTimeout, asked(func(ctx context.Context, r status.DeviceWebRequest) (any, error) {
+			if err := wantDevice(r.Device); err != nil {
+				return nil, err
+			}
+			return d.Web(ctx, r)
+		})},
 		{"POST", "/v1/devices/wake", checkTimeout, ofDevice(d.Wake)},
 		{"GET", "/v1/devices/log", checkTimeout, func(_ http.ResponseWriter, q *http.Request) (any, error) { return d.Log(q.Context()) }},
 		{"GET", "/v1/whois", checkTimeout, func(_ http.ResponseWriter, q *http.Request) (any, error) {
@@ -116,6 +124,12 @@ func (c *Client) DeviceName(ctx context.Context, r status.DeviceName) (d status.
 // DeviceMode says what of the LAN the mesh may reach.
 func (c *Client) DeviceMode(ctx context.Context, r status.DeviceMode) (d status.Devices, err error) {
 	err = c.json(ctx, http.MethodPost, "/v1/devices/mode", r, &d)
+	return d, err
+}
+
+// DeviceWeb has this router serve a device's web pages, or not.
+func (c *Client) DeviceWeb(ctx context.Context, r status.DeviceWebRequest) (d status.Device, err error) {
+	err = c.json(ctx, http.MethodPost, "/v1/devices/web", r, &d)
 	return d, err
 }
 

@@ -28,6 +28,10 @@ func TestDeviceCalls(t *testing.T) {
 			return status.Device{}, nil
 		},
 		Hide: one, Wake: one,
+		Web: func(_ context.Context, r status.DeviceWebRequest) (status.Device, error) {
+			got = r
+			return status.Device{}, nil
+		},
 		Name: func(_ context.Context, r status.DeviceName) (status.Device, error) {
 			got = r
 			return status.Device{}, nil
@@ -63,6 +67,10 @@ func TestDeviceCalls(t *testing.T) {
 			"at most 64 ranges of ports and 255 bytes of a name are taken"},
 		{func() (any, error) { return c.DeviceExpose(t.Context(), status.DeviceExpose{Device: "a", As: long}) }, nil,
 			"at most 64 ranges of ports and 255 bytes of a name are taken"},
+		{func() (any, error) {
+			return c.DeviceWeb(t.Context(), status.DeviceWebRequest{Device: "a", Target: "80"})
+		}, status.DeviceWebRequest{Device: "a", Target: "80"}, ""},
+		{func() (any, error) { return c.DeviceWeb(t.Context(), status.DeviceWebRequest{Target: "80"}) }, nil, who},
 		{func() (any, error) { return c.DeviceHide(t.Context(), status.DeviceRequest{Device: "a"}) }, status.DeviceRequest{Device: "a"}, ""},
 		{func() (any, error) { return c.DeviceHide(t.Context(), status.DeviceRequest{Device: "nobody"}) }, status.DeviceRequest{Device: "nobody"},
 			ErrUnknownDevice.Error() + `: "nobody"`},

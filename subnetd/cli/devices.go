@@ -22,6 +22,8 @@ func devicesVerbs() []command {
 		{"hide", "DEVICE", "end that, and cut what runs", "devices hide printer", hideCommand, nil},
 		{"name", "DEVICE [NAME]", "what a device is called; without a name: as it calls itself", "devices name 02:00:00:00:00:02 tv", nameCommand, nil},
 		{"mode", "all|chosen|none", "what of the LAN the mesh may reach: all of it, the devices exposed, nothing", "devices mode chosen", modeCommand, nil},
+		{"web", "DEVICE PORT|off", "serve an exposed device's web pages by https, with a certificate, and tell it who calls; the port is that of its own web server: 80, http:5000, https:5001",
+			"devices web nas http:5000", deviceWebCommand, nil},
 		{"wake", "DEVICE", "wake a device by its network card", "devices wake nas", wakeCommand, nil},
 		{"log", "", "which member reached what device how often lately, and when", "devices log", deviceLogCommand, nil},
 	}
@@ -84,6 +86,25 @@ func modeCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) e
 		}
 		return showDevices(p.out, d, p.now())
 	})
+}
+
+func deviceWebCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) error {
+	return asking(fs, func(ctx context.Context, c *api.Client, args []string) error {
+		r := status.DeviceWebRequest{Device: args[0], Target: args[1]}
+		if r.Target == "off" {
+			r.Target = ""
+		}
+		d, err := c.DeviceWeb(ctx, r)
+		if d.Mesh == nil || d.Mesh.Web == nil {
+			return p.done(err, "%s answers for its web pages itself", called(d))
+		}
+		return p.done(err, "%s: %s", called(d), printable(webOf(d.Mesh.Web), ""))
+	})
+}
+
+// webOf is where a device's web pages are.
+func webOf(w *status.DeviceWeb) string {
+	return cmp.Or(w.URL, "not served yet") + because("it is asked at "+w.Target)
 }
 
 func wakeCommand(p *program, fs *flag.FlagSet) func(context.Context, []string) error {
@@ -191,6 +212,9 @@ func reach(m *status.DeviceMesh) string {
 	}
 	if m.Wake {
 		out += ", is woken"
+	}
+	if m.Web != nil {
+		out += ", " + cmp.Or(m.Web.URL, "web pages not yet served")
 	}
 	return out
 }

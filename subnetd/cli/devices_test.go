@@ -75,6 +75,14 @@ func TestDeviceVerbs(t *testing.T) {
 			return status.Devices{}, nil
 		},
 		Wake: func(_ context.Context, r status.DeviceRequest) (status.Device, error) { asked = r; return tv, nil },
+		Web: func(_ context.Context, r status.DeviceWebRequest) (status.Device, error) {
+			if asked = r; r.Target == "" {
+				return tv, nil
+			}
+			d, m := printer, *printer.Mesh
+			d.Mesh, m.Web = &m, &status.DeviceWeb{URL: "https://printer.lab/", Target: "http:80"}
+			return d, nil
+		},
 		Log: func(context.Context) (status.DeviceLog, error) {
 			return status.DeviceLog{Full: true, Reached: []status.DeviceReach{
 				{Device: "printer.lab", Who: "phone.lab", User: "anna", From: netip.MustParseAddr("100.64.0.2"), To: netip.MustParseAddr("192.168.1.50"), Flows: 12, Last: noon.Add(-time.Minute)},
@@ -98,6 +106,8 @@ func TestDeviceVerbs(t *testing.T) {
 		{[]string{"devices", "name", "a", "b"}, status.DeviceName{Device: "a", Name: "b"}, "a is called tv�[2J now\n"},
 		{[]string{"devices", "name", "a"}, status.DeviceName{Device: "a"}, "a is called tv�[2J now\n"},
 		{[]string{"devices", "mode", "chosen"}, status.DeviceMode{Expose: "chosen"}, "Nothing was seen on the LAN yet.\n"},
+		{[]string{"devices", "web", "a", "80"}, status.DeviceWebRequest{Device: "a", Target: "80"}, "printer.lab: https://printer.lab/ (it is asked at http:80)\n"},
+		{[]string{"devices", "web", "a", "off"}, status.DeviceWebRequest{Device: "a"}, "tv�[2J answers for its web pages itself\n"},
 		{[]string{"devices", "wake", "a"}, status.DeviceRequest{Device: "a"}, "a magic packet for tv�[2J is sent\n"},
 		{[]string{"devices", "log"}, nil, `WHO               FROM        REACHED      FLOWS  LAST
 phone.lab (anna)  100.64.0.2  printer.lab  12     1 min ago

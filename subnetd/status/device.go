@@ -32,6 +32,14 @@ type DeviceMesh struct {
 	Wake      bool         `json:"wake,omitempty"`  // a packet of the mesh for it wakes it
 	All       bool         `json:"all,omitempty"`   // not chosen, but reached as all of the LAN is
 	Missing   string       `json:"missing,omitempty"`
+	Web       *DeviceWeb   `json:"web,omitempty"` // nil: it answers for its web pages itself
+}
+
+// DeviceWeb is a device whose web pages this router serves, by https and with a
+// certificate; it is told who calls.
+type DeviceWeb struct {
+	URL    string `json:"url,omitempty"` // "": not yet
+	Target string `json:"target"`        // where it is asked itself: "http:5000"
 }
 
 // Devices is the things at home, those that can be reached first, then by name.
@@ -57,6 +65,12 @@ type DeviceRequest struct {
 type DeviceName struct {
 	Device string `json:"device"`
 	Name   string `json:"name"` // one label; "": as it calls itself
+}
+
+// DeviceWebRequest has this router serve a device's web pages.
+type DeviceWebRequest struct {
+	Device string `json:"device"` // its name, MAC or address
+	Target string `json:"target"` // "80", "http:5000", "https:5001"; "": no more
 }
 
 // DeviceMode is what of the LAN the mesh may reach: all | chosen | none.

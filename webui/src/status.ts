@@ -81,6 +81,16 @@ export interface DeviceMesh {
   // not chosen, but reached as all of the LAN is
   all?: boolean;
   missing?: string;
+  // nil: it answers for its web pages itself
+  web?: DeviceWeb;
+}
+// DeviceWeb is a device whose web pages this router serves, by https and with a
+// certificate; it is told who calls.
+export interface DeviceWeb {
+  // "": not yet
+  url?: string;
+  // where it is asked itself: "http:5000"
+  target: string;
 }
 // Devices is the things at home, those that can be reached first, then by name.
 export interface Devices {
@@ -108,6 +118,13 @@ export interface DeviceName {
   device: string;
   // one label; "": as it calls itself
   name: string;
+}
+// DeviceWebRequest has this router serve a device's web pages.
+export interface DeviceWebRequest {
+  // its name, MAC or address
+  device: string;
+  // "80", "http:5000", "https:5001"; "": no more
+  target: string;
 }
 // DeviceMode is what of the LAN the mesh may reach: all | chosen | none.
 export interface DeviceMode {
