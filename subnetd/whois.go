@@ -72,7 +72,7 @@ func whose(nm *mesh.Netmap, at netip.Addr) (status.Whois, error) {
 	best := 0
 	for i := range nm.Peers {
 		n := &nm.Peers[i]
-		if isOwn(n, at) {
+		if n.Own(at) {
 			w.Kind = status.WhoisNode
 			describe(n)
 			return w, nil
@@ -94,13 +94,6 @@ func whose(nm *mesh.Netmap, at netip.Addr) (status.Whois, error) {
 		w.Kind = status.WhoisDevice
 	}
 	return w, nil
-}
-
-// isOwn reports whether an address is a node's own. To some clients, as we are, our
-// coordinator shows those of devices behind a node as further ones, last.
-func isOwn(n *mesh.Node, at netip.Addr) bool {
-	i := slices.IndexFunc(n.Addresses, func(p netip.Prefix) bool { return p.Addr().Is4() == at.Is4() })
-	return i >= 0 && n.Addresses[i].Addr() == at
 }
 
 func plainName(name string) string { return strings.TrimSuffix(name, ".") }

@@ -14,10 +14,14 @@ func equalNetmaps(a, b *mesh.Netmap) bool {
 		slices.EqualFunc(a.Peers, b.Peers, func(x, y mesh.Node) bool { return equalNodes(&x, &y) }) &&
 		slices.EqualFunc(a.Relays, b.Relays, equalRegions) &&
 		equalNames(a.Names, b.Names) &&
-		equalRules(a.Filter, b.Filter) &&
+		equalRules(a.Filter, b.Filter) && slices.EqualFunc(a.Grants, b.Grants, equalGrants) &&
 		maps.Equal(a.Users, b.Users) && maps.Equal(a.People, b.People) && a.Domain == b.Domain && slices.Equal(a.Health, b.Health) &&
 		a.ClockSkew == b.ClockSkew && a.Locked == b.Locked &&
 		(a.Devices == nil) == (b.Devices == nil) && slices.EqualFunc(a.Devices, b.Devices, equalDevices)
+}
+
+func equalGrants(a, b mesh.Grant) bool {
+	return slices.Equal(a.Srcs, b.Srcs) && slices.Equal(a.Dsts, b.Dsts) && slices.Equal(a.Caps, b.Caps)
 }
 
 func equalDevices(a, b mesh.Device) bool {
@@ -31,7 +35,8 @@ func equalNodes(a, b *mesh.Node) bool {
 		a.LastSeen.Equal(b.LastSeen) && a.KeyExpiry.Equal(b.KeyExpiry) && a.Expired == b.Expired &&
 		a.Authorized == b.Authorized && a.Cap == b.Cap && slices.Equal(a.Caps, b.Caps) && a.Jailed == b.Jailed &&
 		a.OS == b.OS && slices.Equal(a.Tags, b.Tags) && a.Router == b.Router &&
-		a.MasqueradeV4 == b.MasqueradeV4 && a.MasqueradeV6 == b.MasqueradeV6
+		a.MasqueradeV4 == b.MasqueradeV4 && a.MasqueradeV6 == b.MasqueradeV6 &&
+		a.PeerAPI4 == b.PeerAPI4 && a.PeerAPI6 == b.PeerAPI6 && a.Unsigned == b.Unsigned
 }
 
 func equalBools(a, b *bool) bool {

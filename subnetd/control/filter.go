@@ -47,17 +47,7 @@ func compileRule(r *tailcfg.FilterRule, peers []mesh.Node) (mesh.Rule, error) {
 	}
 	var first error
 	out := mesh.Rule{Protos: protos}
-	for _, s := range r.SrcIPs {
-		if name, ok := strings.CutPrefix(s, "cap:"); ok {
-			out.Srcs = append(out.Srcs, holders(peers, name)...)
-			continue
-		}
-		rs, err := parseRanges(s)
-		if err != nil && first == nil {
-			first = fmt.Errorf("filter source %q: %w", s, err)
-		}
-		out.Srcs = append(out.Srcs, rs...)
-	}
+	out.Srcs, first = compileSources(r.SrcIPs, peers)
 	for _, d := range r.DstPorts {
 		rs, err := parseDest(d)
 		if err != nil && first == nil {
@@ -66,6 +56,48 @@ func compileRule(r *tailcfg.FilterRule, peers []mesh.Node) (mesh.Rule, error) {
 		out.Dsts = append(out.Dsts, rs...)
 	}
 	return out, first
+}
+
+// compileSources gives what can be read of a rule's sources, and the first error.
+func compileSources(texts []string, peers []mesh.Node) (out []mesh.Range, first error) {
+	for _, s := range texts {
+		if name, ok := strings.CutPrefix(s, "cap:"); ok {
+			out = append(out, holders(peers, name)...)
+			continue
+		}
+		rs, err := parseRanges(s)
+		if err != nil && first == nil {
+			first = fmt.Errorf("filter source %q: %w", s, err)
+		}
+		out = append(out, rs...)
+	}
+	return out, first
+}
+
+// compileGrants gives who is granted which of the capabilities that we know. What cannot
+// be read grants nothing.
+func compileGrants(rules []tailcfg.FilterRule, peers []mesh.Node) (out []mesh.Grant) {
+	for i := range rules {
+		for _, g := range rules[i].CapGrant {
+			x := mesh.Grant{}
+			for _, name := range []string{mesh.CapSend, mesh.CapTarget} {
+				c := tailcfg.PeerCapability(name)
+				if _, ok := g.CapMap[c]; ok || slices.Contains(g.Caps, c) {
+					x.Caps = append(x.Caps, name)
+				}
+			}
+			for _, p := range valid(g.Dsts) {
+				x.Dsts = append(x.Dsts, prefixRange(p))
+			}
+			if len(x.Caps) == 0 || len(rules[i].SrcBits) > 0 {
+				continue
+			}
+			if x.Srcs, _ = compileSources(rules[i].SrcIPs, peers); len(x.Srcs) > 0 && len(x.Dsts) > 0 {
+				out = append(out, x)
+			}
+		}
+	}
+	return out
 }
 
 func parseDest(d tailcfg.NetPortRange) ([]mesh.Dest, error) {

@@ -199,3 +199,41 @@ func TestCompileProtocols(t *testing.T) {
 		t.Errorf("warning %v", err)
 	}
 }
+
+// TestGrants: of what a peer is granted we keep what we know, by both ways to write it.
+func TestGrants(t *testing.T) {
+	rules := said(t, `{"PacketFilter": [
+		{"SrcIPs": ["100.64.0.2", "fd7a::2"], "CapGrant": [{"Dsts": ["100.64.0.1/32", "fd7a::1/128"], "CapMap": {"https://tailscale.com/cap/file-send": null, "x.example/cap/y": null}}]},
+		{"SrcIPs": ["cap:is-nas"], "CapGrant": [{"Dsts": ["100.64.0.0/10"], "Caps": ["https://tailscale.com/cap/file-sharing-target", "https://tailscale.com/cap/file-send"]}]},
+		{"SrcIPs": ["100.64.0.3"], "CapGrant": [{"Dsts": ["100.64.0.1/32"], "CapMap": {"x.example/cap/y": null}}]},
+		{"SrcIPs": ["nobody"], "CapGrant": [{"Dsts": ["100.64.0.1/32"], "Caps": ["https://tailscale.com/cap/file-send"]}]},
+		{"SrcIPs": ["*"], "DstPorts": [{"IP": "10.0.0.1", "Ports": {"First": 1, "Last": 1}}]}]}`)
+	got := compileGrants(rules.PacketFilter, firstMap().Peers)
+	want := []mesh.Grant{
+		{Srcs: ranges("100.64.0.2-100.64.0.2", "fd7a::2-fd7a::2"), Dsts: ranges("100.64.0.1-100.64.0.1", "fd7a::1-fd7a::1"), Caps: []string{mesh.CapSend}},
+		{Srcs: ranges("100.64.0.2-100.64.0.2"), Dsts: ranges("100.64.0.0-100.127.255.255"), Caps: []string{mesh.CapSend, mesh.CapTarget}},
+	}
+	if diff := cmp.Diff(want, got, equal); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestGrantsFollow: a grant that comes or goes is another netmap, one that stays is not.
+func TestGrantsFollow(t *testing.T) {
+	s := newSession(func() time.Time { return now }, nil)
+	before, err := s.apply(said(t, first))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const grant = `{"PacketFilters": {"z": [{"SrcIPs": ["100.64.0.3"], "CapGrant": [{"Dsts": ["100.64.0.1/32"], "Caps": ["https://tailscale.com/cap/file-send"]}]}]}}`
+	granted, err := s.apply(said(t, grant))
+	if err != nil || granted == before || !granted.Granted(granted.Peer(3), mesh.CapSend) || granted.Granted(granted.Peer(2), mesh.CapSend) || before.Granted(before.Peer(3), mesh.CapSend) {
+		t.Errorf("granted: %+v, %v", granted.Grants, err)
+	}
+	if again, err := s.apply(said(t, grant)); again != granted || err != nil {
+		t.Errorf("said again it is another netmap, %v", err)
+	}
+	if gone, err := s.apply(said(t, `{"PacketFilters": {"z": null}}`)); err != nil || len(gone.Grants) != 0 {
+		t.Errorf("taken back: %+v, %v", gone.Grants, err)
+	}
+}

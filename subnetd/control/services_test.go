@@ -28,3 +28,13 @@ func TestServices(t *testing.T) {
 		}
 	}
 }
+
+// TestPeerServices: what a peer answers is known by what it tells of itself.
+func TestPeerServices(t *testing.T) {
+	n := nodeOf(&tailcfg.Node{UnsignedPeerAPIOnly: true, Hostinfo: (&tailcfg.Hostinfo{Services: []tailcfg.Service{
+		{Proto: tailcfg.PeerAPI4, Port: 1}, {Proto: tailcfg.PeerAPIDNS, Port: 9}, {Proto: tailcfg.PeerAPI6, Port: 2}, {Proto: mesh.RouterService, Port: 1},
+	}}).View()})
+	if n.PeerAPI4 != 1 || n.PeerAPI6 != 2 || !n.Router || !n.Unsigned {
+		t.Errorf("got %+v", n)
+	}
+}

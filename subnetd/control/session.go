@@ -37,6 +37,7 @@ type session struct {
 	unsigned map[mesh.NodeID]bool
 	filters  map[string][]tailcfg.FilterRule
 	rules    []mesh.Rule
+	grants   []mesh.Grant
 	refilter bool // rules are out of date
 	byPeer   bool // rules depend on what the peers are
 	relays   []mesh.RelayRegion
@@ -97,7 +98,7 @@ func (s *session) publish() *mesh.Netmap {
 	nm := &mesh.Netmap{
 		Self: s.self, Peers: s.peers, Relays: s.relays, Names: s.names, Filter: s.rules,
 		Users: s.users, People: s.people, Domain: s.domain, Health: s.healthTexts(), ClockSkew: s.skew, Locked: s.locked,
-		Devices: s.devices,
+		Devices: s.devices, Grants: s.grants,
 	}
 	if s.last == nil || !equalNetmaps(s.last, nm) {
 		s.last = nm
@@ -316,6 +317,7 @@ func (s *session) compile() {
 	if !equalRules(rules, s.rules) {
 		s.rules = rules
 	}
+	s.grants = compileGrants(all, s.peers)
 	s.warning = err
 	s.byPeer = len(s.unsigned) > 0 || hasCapSources(all)
 }

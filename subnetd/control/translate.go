@@ -22,14 +22,23 @@ func nodeOf(n *tailcfg.Node) mesh.Node {
 		Addresses: valid(n.Addresses), AllowedIPs: allowedIPs(n), Endpoints: validEndpoints(n.Endpoints),
 		HomeRelay: homeRelay(n), Online: n.Online, KeyExpiry: n.KeyExpiry, Expired: n.Expired,
 		Authorized: n.MachineAuthorized, Cap: int(n.Cap), Caps: caps,
-		Jailed: n.IsJailed, Tags: n.Tags,
+		Jailed: n.IsJailed, Tags: n.Tags, Unsigned: n.UnsignedPeerAPIOnly,
 	}
 	if n.LastSeen != nil {
 		out.LastSeen = *n.LastSeen
 	}
 	if n.Hostinfo.Valid() {
 		out.OS = n.Hostinfo.OS()
-		out.Router = n.Hostinfo.Services().ContainsFunc(func(s tailcfg.Service) bool { return s.Proto == mesh.RouterService })
+		for _, s := range n.Hostinfo.Services().All() {
+			switch s.Proto {
+			case mesh.RouterService:
+				out.Router = true
+			case tailcfg.PeerAPI4:
+				out.PeerAPI4 = s.Port
+			case tailcfg.PeerAPI6:
+				out.PeerAPI6 = s.Port
+			}
+		}
 	}
 	if a := n.SelfNodeV4MasqAddrForThisPeer; a != nil {
 		out.MasqueradeV4 = *a

@@ -41,6 +41,11 @@ type Node struct {
 	// they are not our own (shared nodes); invalid otherwise.
 	MasqueradeV4 netip.Addr `json:"masqueradeV4,omitzero"`
 	MasqueradeV6 netip.Addr `json:"masqueradeV6,omitzero"`
+	// PeerAPI4 and PeerAPI6 are the TCP ports at which it answers members, at its first
+	// address of that family; 0: it does not.
+	PeerAPI4 uint16 `json:"peerAPI4,omitempty"`
+	PeerAPI6 uint16 `json:"peerAPI6,omitempty"`
+	Unsigned bool   `json:"unsigned,omitempty"` // to a locked mesh: it may ask, and do nothing
 }
 
 // ExpiredAt reports whether the node's key is no longer valid at now.
@@ -51,6 +56,13 @@ func (n *Node) ExpiredAt(now time.Time) bool {
 // HasAddr reports whether a is one of the node's own mesh addresses.
 func (n *Node) HasAddr(a netip.Addr) bool {
 	return slices.ContainsFunc(n.Addresses, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// Own reports whether a is the node's very own. To some clients, as we are, our
+// coordinator shows the addresses of devices behind a node as further ones, last.
+func (n *Node) Own(a netip.Addr) bool {
+	i := slices.IndexFunc(n.Addresses, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
+	return i >= 0 && n.Addresses[i].Addr() == a
 }
 
 // RelayNode is one server of a relay region.
@@ -101,6 +113,28 @@ type Rule struct {
 	Protos []uint8 `json:"protos,omitempty"` // IANA protocol numbers
 }
 
+// Grant lets any of Srcs do at any of Dsts what Caps name: the capabilities that we
+// know, CapSend and CapTarget.
+type Grant struct {
+	Srcs []Range  `json:"srcs"`
+	Dsts []Range  `json:"dsts"`
+	Caps []string `json:"caps"` // sorted
+}
+
+// Capabilities about files that are sent from member to member. CapSharing is of a node:
+// it takes part at all. The others are granted to a peer, in the direction from it to us:
+// CapSend lets it send to us, CapTarget lets us offer it as one who takes files.
+const (
+	CapSharing = "https://tailscale.com/cap/file-sharing"
+	CapSend    = "https://tailscale.com/cap/file-send"
+	CapTarget  = "https://tailscale.com/cap/file-sharing-target"
+)
+
+// Contains reports whether a is in the range.
+func (r Range) Contains(a netip.Addr) bool {
+	return r.From.BitLen() == a.BitLen() && r.To.BitLen() == a.BitLen() && !a.Less(r.From) && !r.To.Less(a)
+}
+
 // Names is what the coordinator says about DNS.
 type Names struct {
 	MagicDNS bool                `json:"magicDNS,omitempty"`
@@ -131,7 +165,8 @@ type Netmap struct {
 	Peers  []Node           `json:"peers"` // sorted by ID
 	Relays []RelayRegion    `json:"relays"`
 	Names  Names            `json:"names"`
-	Filter []Rule           `json:"filter"`          // nil or empty: nothing may enter
+	Filter []Rule           `json:"filter"` // nil or empty: nothing may enter
+	Grants []Grant          `json:"grants,omitempty"`
 	Users  map[int64]string `json:"users,omitempty"` // logins
 	// People is what else is told of those of Users of whom there is more.
 	People    map[int64]Person `json:"people,omitempty"`
@@ -151,6 +186,31 @@ func (m *Netmap) Peer(id NodeID) *Node {
 		return nil
 	}
 	return &m.Peers[i]
+}
+
+// Granted reports whether a peer is granted a capability at this node: in one family, as
+// a connection has one.
+func (m *Netmap) Granted(from *Node, capability string) bool {
+	for _, p := range from.Addresses {
+		src := p.Addr()
+		if !from.Own(src) {
+			continue
+		}
+		for _, own := range m.Self.Addresses {
+			if own.Addr().Is4() == src.Is4() && m.Self.Own(own.Addr()) && m.grants(src, own.Addr(), capability) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (m *Netmap) grants(src, dst netip.Addr, capability string) bool {
+	return slices.ContainsFunc(m.Grants, func(g Grant) bool {
+		return slices.Contains(g.Caps, capability) &&
+			slices.ContainsFunc(g.Srcs, func(r Range) bool { return r.Contains(src) }) &&
+			slices.ContainsFunc(g.Dsts, func(r Range) bool { return r.Contains(dst) })
+	})
 }
 
 // Device is a thing on the LAN that has addresses of its own in the mesh, which
