@@ -46,6 +46,9 @@ const (
 type Config struct {
 	// Ask answers a DNS question of a member; nil: it gets no answer.
 	Ask func(ctx context.Context, msg []byte, from netip.Addr) []byte
+	// Files answers what a member asks below /v0/put/, as the files that it sends. It sees
+	// to deadlines and to who may.
+	Files func(w http.ResponseWriter, r *http.Request, from mesh.Node)
 	// Taken is told that another program has the port: it should be another one.
 	Taken func(port uint16)
 	Log   *slog.Logger
@@ -72,7 +75,7 @@ type Server struct {
 
 type inForce struct {
 	Settings
-	members map[netip.Addr]bool
+	members map[netip.Addr]*mesh.Node
 }
 
 // New gives a Server that does nothing before Set.
@@ -90,10 +93,12 @@ func (s *Server) String() string { return "peer api" }
 
 // Set replaces what the Server shall do. It does not block.
 func (s *Server) Set(set Settings) {
-	next := &inForce{Settings: set, members: map[netip.Addr]bool{}}
+	next := &inForce{Settings: set, members: map[netip.Addr]*mesh.Node{}}
 	for i := range set.Peers {
 		for _, p := range set.Peers[i].Addresses {
-			next.members[p.Addr()] = p.IsSingleIP()
+			if p.IsSingleIP() {
+				next.members[p.Addr()] = &set.Peers[i]
+			}
 		}
 	}
 	s.now.Store(next)
@@ -183,7 +188,7 @@ func (l *members) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
-		if l.s.now.Load().members[from] && l.s.conns.Take(from, mostConns, mostPerMember) {
+		if l.s.now.Load().members[from] != nil && l.s.conns.Take(from, mostConns, mostPerMember) {
 			return &conn{Conn: c, end: sync.OnceFunc(func() { l.s.conns.Return(from) })}, nil
 		}
 		_ = c.Close()
@@ -211,6 +216,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case strings.HasPrefix(r.URL.Path, "/dns-query"):
 		s.names(w, r, at.Addr())
+	case strings.HasPrefix(r.URL.Path, "/v0/put/"):
+		s.files(w, r, at.Addr())
 	case r.URL.Path == "/" && (r.Method == http.MethodGet || r.Method == http.MethodHead):
 		w.WriteHeader(http.StatusOK) // clients look whether we are there
 	default:
@@ -230,6 +237,17 @@ func ours(r *http.Request) bool {
 	at, err := netip.ParseAddrPort(r.Host)
 	local, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
 	return err == nil && ok && at.Addr().Unmap() == local.AddrPort().Addr().Unmap()
+}
+
+// files is for members themselves: what stands behind one has addresses among its, and
+// is no user's.
+func (s *Server) files(w http.ResponseWriter, r *http.Request, from netip.Addr) {
+	n := s.now.Load().members[from]
+	if n == nil || !n.Own(from) {
+		http.Error(w, "this is for members of the mesh only", http.StatusForbidden)
+		return
+	}
+	s.cfg.Files(w, r, *n)
 }
 
 // names is RFC 8484 for who may leave through us.
@@ -295,13 +313,9 @@ func MayLeave(rules []mesh.Rule, from netip.Addr) bool {
 	const dns, tcp = 53, 6
 	return slices.ContainsFunc(rules, func(r mesh.Rule) bool {
 		return (len(r.Protos) == 0 || slices.Contains(r.Protos, tcp)) &&
-			slices.ContainsFunc(r.Srcs, func(s mesh.Range) bool { return within(s, from) }) &&
+			slices.ContainsFunc(r.Srcs, func(s mesh.Range) bool { return s.Contains(from) }) &&
 			slices.ContainsFunc(r.Dsts, func(d mesh.Dest) bool {
-				return within(d.Range, internet) && d.Ports.First <= dns && dns <= d.Ports.Last
+				return d.Range.Contains(internet) && d.Ports.First <= dns && dns <= d.Ports.Last
 			})
 	})
-}
-
-func within(r mesh.Range, a netip.Addr) bool {
-	return r.From.BitLen() == a.BitLen() && r.To.BitLen() == a.BitLen() && !a.Less(r.From) && !r.To.Less(a)
 }

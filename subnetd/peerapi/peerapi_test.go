@@ -85,11 +85,15 @@ func newRig(t *testing.T, change func(*Settings)) *rig {
 			}
 			return []byte("answer to " + string(msg))
 		},
+		Files: func(w http.ResponseWriter, r *http.Request, from mesh.Node) {
+			b, _ := io.ReadAll(r.Body)
+			_, _ = io.WriteString(w, from.Name+" sends "+r.URL.Path+": "+string(b))
+		},
 		Taken: func(p uint16) { r.taken <- p }, Log: slog.New(slog.DiscardHandler),
 	})
 	set := Settings{
 		Port: at.Port(), Own: []netip.Addr{netip.AddrFrom4(own), at.Addr()}, Exit: true, // the first is yet to come
-		Peers: []mesh.Node{{Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32")}}, {Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}},
+		Peers: []mesh.Node{{Name: "phone", Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.2/32"), netip.MustParsePrefix("127.0.0.5/32")}}, {Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}},
 		Rules: []mesh.Rule{rule("127.0.0.2", "0.0.0.0", "255.255.255.255", mesh.PortRange{Last: 65535})},
 	}
 	if change != nil {
@@ -173,7 +177,10 @@ func TestRequests(t *testing.T) {
 		{"127.0.0.2", "PUT", "/dns-query", "q", post, "405"},
 		{"127.0.0.2", "GET", "/", "", nil, ""},
 		{"127.0.0.3", "HEAD", "/", "", nil, ""},
-		{"127.0.0.2", "PUT", "/v0/put/x", "x", nil, "404"},
+		{"127.0.0.2", "PUT", "/v0/put/x", "a file", nil, "text/plain; charset=utf-8 phone sends /v0/put/x: a file"},
+		{"127.0.0.5", "PUT", "/v0/put/x", "a file", nil, "403"}, // a device behind it
+		{"127.0.0.4", "PUT", "/v0/put/x", "a file", nil, "refused"},
+		{"127.0.0.2", "PUT", "/v0/put/x", "a file", []string{"Origin", "http://evil.example"}, "403"},
 		{"127.0.0.2", "PUT", "/", "x", nil, "404"},
 		{"127.0.0.3", "POST", "/dns-query", "q", post, "403"}, // the policy
 		{"127.0.0.4", "POST", "/dns-query", "q", post, "refused"},
