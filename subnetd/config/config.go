@@ -22,6 +22,7 @@ type Config struct {
 	Home   Home
 	DNS    DNS
 	Web    Web
+	Drop   Drop
 }
 
 // Mesh says which mesh this router belongs to.
@@ -107,5 +108,6 @@ func Default() Config {
 		Home:   Home{Listen: ":8410", Domain: "mesh.internal", STUN: ":3478"},
 		DNS:    DNS{Port: 5335, Hook: true},
 		Web:    Web{Listen: ":8411"},
+		Drop:   Drop{Quota: QuotaAuto, KeepFree: 64_000_000},
 	}
 }

@@ -97,6 +97,11 @@ split_dns = ["lan=192.168.1.1", "Corp.Example.=[fd00::1]:5353", "corp.example=10
 stun = "0.0.0.0:3479"
 [web]
 listen = "[::1]:80"
+[drop]
+folder = "/mnt/usb"
+quota = 5_000
+keep_free = "2 GB"
+from = ["02-00-00-00-00-0F", "NAS", "lan"]
 `
 	got, err := Parse(strings.NewReader(src), "f")
 	if err != nil {
@@ -120,7 +125,8 @@ listen = "[::1]:80"
 			Records: []Record{{"nas.x", netip.MustParseAddr("192.168.1.20")}, {"git.example.com", netip.MustParseAddr("fd00::20")},
 				{"top", netip.MustParseAddr("192.168.1.22")}},
 			SplitDNS: []Split{{"lan", "192.168.1.1"}, {"corp.example", "[fd00::1]:5353"}, {"corp.example", "10.0.0.1:53"}}},
-		Web: Web{Listen: "[::1]:80"},
+		Web:  Web{Listen: "[::1]:80"},
+		Drop: Drop{Folder: "/mnt/usb", Quota: 5000, KeepFree: 2e9, From: []string{"02:00:00:00:00:0f", "nas", "lan"}},
 	}
 	if diff := cmp.Diff(want, got, addrs); diff != "" {
 		t.Fatal(diff)
@@ -152,7 +158,7 @@ x = 1
 		`/etc/subnetd.toml:6: lan.devices is ["192.168.1.0/24"]; allowed is a list of MAC or single IP addresses, with or without a name, ports and wake, like ["192.168.1.20", "printer=02:00:00:00:00:01 tcp/80 wake"]`,
 		`/etc/subnetd.toml:8: lan.snat is "yes"; allowed is true or false`,
 		`/etc/subnetd.toml:10: tunnel.port is 65536; allowed is a number from 0 to 65535; 0: picked once and kept`,
-		`/etc/subnetd.toml:11: colour is no section; allowed is [mesh], [lan], [exit], [tunnel], [home], [dns], [web]`,
+		`/etc/subnetd.toml:11: colour is no section; allowed is [mesh], [lan], [exit], [tunnel], [home], [dns], [web], [drop]`,
 	}
 	if diff := cmp.Diff(want, strings.Split(err.Error(), "\n")); diff != "" {
 		t.Fatal(diff)

@@ -89,6 +89,14 @@ func keys() []spec {
 			list(as(func(s string) bool { return s != "" && len(s) <= 4095 && !strings.ContainsRune(s, 0) }), func(c *Config, l []string) { c.DNS.DnsmasqRestart = l })},
 		{"web", "listen", `an address and port like ":8411"`,
 			text(isListen, func(c *Config, s string) { c.Web.Listen = s })},
+		{"drop", "folder", `"" (the inbox) or the absolute path of a directory`,
+			text(orEmpty(isPath), func(c *Config, s string) { c.Drop.Folder = s })},
+		{"drop", "quota", `"auto", 0 (none), or a size like "256MB" or "2GB"`,
+			size(QuotaAuto, func(c *Config, n int64) { c.Drop.Quota = n })},
+		{"drop", "keep_free", `a size like "64MB" or "2GB"`,
+			size(0, func(c *Config, n int64) { c.Drop.KeepFree = n })},
+		{"drop", "from", `a list of devices, by MAC address or name, like ["02:00:00:00:00:01", "printer"], or ["lan"]`,
+			list(parseSender, func(c *Config, l []string) { c.Drop.From = l })},
 	}
 }
 
