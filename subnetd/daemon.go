@@ -17,6 +17,7 @@ import (
 	"subnetd/subnetd/cli"
 	"subnetd/subnetd/config"
 	"subnetd/subnetd/dns"
+	"subnetd/subnetd/drop"
 	"subnetd/subnetd/engine"
 	"subnetd/subnetd/host"
 	"subnetd/subnetd/host/apply"
@@ -61,6 +62,7 @@ type daemon struct {
 	watch   *watch.Watcher
 	names   *dns.Server
 	hook    *hostdns.Hand
+	drop    *drop.Store
 	peers   *peerapi.Server
 	page    *web.Server
 	ring    *web.Ring
@@ -182,6 +184,8 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	d.devices = newDevices(d, fw.Reached)
 	d.issuer = newIssuer(d)
 	d.names = d.newNames()
+	d.drop = d.newDrop()
+	d.drop.Set(dropSettings(d.cfg.Drop))
 	d.peers = d.newPeerAPI()
 	d.system = d.newSystem()
 	d.page, err = d.newPage()

@@ -25,7 +25,7 @@ var floors = map[string]int{
 	"mesh": 1, "config": 1, "state": 1, "task": 1, "quota": 1, "qr": 1, "systemd": 1,
 	"host": 2, "host/apply": 2, "host/watch": 2, "host/tunnel": 2, "host/route": 2, "host/firewall": 2, "host/dns": 2, "status": 2, "exit": 2,
 	"coord/policy": 2, "ingress": 2, "lan": 2, "lan/sense": 2,
-	"plan": 3, "path": 3, "control": 3, "api": 3, "coord": 3, "relay": 3, "dns": 3, "peerapi": 3, "cert": 3,
+	"plan": 3, "path": 3, "control": 3, "api": 3, "coord": 3, "relay": 3, "dns": 3, "peerapi": 3, "cert": 3, "drop": 3,
 	"engine": 4, "underlay": 4, "cli": 4, "web": 4, "front": 4,
 	"simnet": 4, // tests only
 	"":       5,

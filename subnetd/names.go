@@ -45,7 +45,7 @@ func (d *daemon) newPeerAPI() *peerapi.Server {
 		d.member.setPeerAPIPort(randomPort())
 	}
 	d.engine.SetPeerAPI(d.member.id.PeerAPI)
-	return peerapi.New(peerapi.Config{Ask: d.names.Ask, Taken: d.peerAPITaken, Log: d.logger("peerapi")})
+	return peerapi.New(peerapi.Config{Ask: d.names.Ask, Files: d.drop.Receive, Taken: d.peerAPITaken, Log: d.logger("peerapi")})
 }
 
 // peerAPITaken moves the peer api to another port; members hear of it.

@@ -62,6 +62,7 @@ func (d *daemon) adopt(next config.Config) config.Config {
 	d.engine.SetConfig(next)
 	d.watch.Follow(next.Exit.MACs())
 	d.devices.configured()
+	d.drop.Set(dropSettings(next.Drop))
 	d.home.look()
 	if next.Mesh.Hostname != "" && next.Mesh.Hostname != was.Mesh.Hostname {
 		d.member.change(func(h *control.Host) { h.Hostname = next.Mesh.Hostname })
