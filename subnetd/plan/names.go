@@ -15,9 +15,7 @@ const mostDomains = 1024
 
 // names says where this machine answers for the mesh's names, and for which.
 func (p *Plan) names(in Inputs) {
-	if in.Config.Exit.Offer {
-		p.Host.Firewall.PeerAPI = in.PeerAPI
-	}
+	p.Host.Firewall.PeerAPI = in.PeerAPI
 	p.Domains = domains(in)
 	p.Host.Firewall.Names = in.Config.DNS.Port
 	if c := in.Config.DNS; c.Port != 0 && c.Hook && len(p.Domains) > 0 {

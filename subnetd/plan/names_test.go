@@ -56,7 +56,7 @@ func TestDomains(t *testing.T) {
 		if want := (len(got) > 0); p.Host.DNS.Server.IsValid() != want {
 			t.Errorf("%s: server %v", what, p.Host.DNS.Server)
 		}
-		if p.Host.Firewall.Names != 5335 || p.Host.Firewall.PeerAPI != 0 {
+		if p.Host.Firewall.Names != 5335 || p.Host.Firewall.PeerAPI != 40000 {
 			t.Errorf("%s: ports %d and %d", what, p.Host.Firewall.Names, p.Host.Firewall.PeerAPI)
 		}
 		in.Config.DNS.Port, in.Config.Exit.Offer = 0, true
