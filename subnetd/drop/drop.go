@@ -33,7 +33,7 @@ var (
 	ErrBusy    = errors.New("too many files are under way: try again later")
 	ErrMoved   = errors.New("the sender goes on with this file by another connection")
 	ErrPlace   = errors.New("the folder for files is not there")
-	ErrFull    = errors.New("there is not enough room on the disk")
+	ErrFull    = errors.New("there is not enough free space on the disk")
 	ErrQuota   = errors.New("this is more than the quota has room for")
 	ErrUnknown = errors.New("there is no such file")
 	ErrDisk    = errors.New("the disk failed")

@@ -350,7 +350,7 @@ func TestFullDisk(t *testing.T) {
 	full := func(what string, body io.Reader) {
 		t.Helper()
 		code, text := r.do("PUT", "big", phone, 0, body)
-		if code != http.StatusInsufficientStorage || !strings.Contains(text, "room") {
+		if code != http.StatusInsufficientStorage || !strings.Contains(text, "space") {
 			t.Errorf("%s: %d %s", what, code, text)
 		}
 		r.only(folder, nil)
