@@ -15,6 +15,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -174,10 +176,30 @@ func services(wan, lans string) []pid1.Service {
 			Name:    "subnetd",
 			After:   "lan",
 			Command: []string{"/usr/bin/subnetd", "run", "--state", pid1.DataDir + "/subnetd", "--config", subnetdConfig, "--system", self},
-			Up:      []string{"/usr/bin/subnetd", "status"},
+			Up:      answers,
 			Tells:   "lan", // which opens the ports for it
 		},
 	}
+}
+
+// answers asks subnetd how it is, at the socket of its API.
+func answers(ctx context.Context) error {
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", lan.SubnetdSocket)
+	}}}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://subnetd/v1/status", nil)
+	if err != nil {
+		return err
+	}
+	res, err := c.Do(r)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("subnetd: %s", res.Status)
+	}
+	return nil
 }
 
 // wishes are what the kernel's command line says: "appliance.wan=eth0",

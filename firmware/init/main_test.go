@@ -54,7 +54,7 @@ func asInit(trial bool) error {
 		Before:   [][]string{{"/usr/bin/env", "true"}, {"/usr/bin/env", "false"}},
 		Defaults: map[string]string{"/data/etc/default": "as made\n", "/self": "not written\n"},
 		Services: []Service{service("good"), service("crash"),
-			{Name: "asked", After: "good", Tells: "good", Command: []string{"/self", "orphans"}, Up: []string{"/usr/bin/test", "-e", "/run/orphaned"}}},
+			{Name: "asked", After: "good", Tells: "good", Command: []string{"/self", "orphans"}, Up: orphaned}},
 		Confirm: func() error { return os.WriteFile("/data/confirmed", nil, 0o600) },
 		Note:    "this is the old image",
 	}
@@ -62,6 +62,12 @@ func asInit(trial bool) error {
 		c.Trial, c.Limit, c.Services = true, 200*time.Millisecond, []Service{service("mute")}
 	}
 	return Run(c)
+}
+
+// orphaned reports whether the service "asked" has done what it is asked for.
+func orphaned(context.Context) error {
+	_, err := os.Stat("/run/orphaned")
+	return err
 }
 
 func asService(name string) int {

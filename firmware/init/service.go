@@ -18,14 +18,14 @@ import (
 )
 
 // Service is a program that shall always run. It says that it is up as services of
-// systemd do, by READY=1 to $NOTIFY_SOCKET (sd_notify(3)); or Up says so, a command that
-// ends with 0 then.
+// systemd do, by READY=1 to $NOTIFY_SOCKET (sd_notify(3)); or Up says so, which is asked again
+// and again until it has no error.
 type Service struct {
 	Name    string
 	Command []string
-	Up      []string
-	After   string // the service that has to come up once before this one is started; "": none
-	Tells   string // the service that is reloaded whenever this one has come up; "": none
+	Up      func(context.Context) error // nil: it says so itself
+	After   string                      // the service that has to come up once before this one is started; "": none
+	Tells   string                      // the service that is reloaded whenever this one has come up; "": none
 }
 
 const (
@@ -33,7 +33,8 @@ const (
 	mostWait  = time.Minute
 	calmAfter = time.Minute // a service that ran that long begins with firstWait
 	endWait   = 10 * time.Second
-	askWait   = 500 * time.Millisecond // between two questions whether it is up
+	askWait   = 200 * time.Millisecond // between two questions whether it is up
+	askLimit  = 10 * time.Second       // for the answer
 )
 
 // backoff is how long to wait before the next start.
@@ -178,10 +179,10 @@ func (r *running) notified(c *net.UnixConn) {
 	}
 }
 
-// asked asks the service's own command until it is up.
+// asked asks whether the service is up until it is.
 func (r *running) asked(ctx context.Context) {
-	for len(r.Up) > 0 && r.down(time.Now()) > 0 {
-		if r.ask(ctx) {
+	for r.Up != nil && r.down(time.Now()) > 0 {
+		if r.ask(ctx) == nil {
 			r.isReady()
 			return
 		}
@@ -193,25 +194,10 @@ func (r *running) asked(ctx context.Context) {
 	}
 }
 
-func (r *running) ask(ctx context.Context) bool {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return false
-	}
-	defer null.Close()
-	pid, ended, err := r.children.start(r.Up, &os.ProcAttr{Env: os.Environ(), Files: []*os.File{null, null, null}, Sys: &syscall.SysProcAttr{Setpgid: true}})
-	if err != nil {
-		return false
-	}
-	select {
-	case st := <-ended:
-		return st.ExitStatus() == 0
-	case <-ctx.Done():
-	case <-time.After(endWait):
-	}
-	r.children.signal(pid, unix.SIGKILL)
-	<-ended
-	return false
+func (r *running) ask(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	return r.Up(ctx)
 }
 
 func (r *running) began(pid int) {

@@ -41,6 +41,9 @@ const (
 	// NamesDir is where subnetd says, as to dnsmasq, whom to ask for the names of the mesh.
 	NamesDir = "/run/appliance/dnsmasq.d"
 
+	// SubnetdSocket is where the daemon's API answers.
+	SubnetdSocket = "/run/subnetd/subnetd.sock"
+
 	mesh = "mesh" // how subnetd's interfaces begin
 )
 
@@ -65,7 +68,7 @@ func Main(ctx context.Context, args []string, errs io.Writer) int {
 	fs.StringVar(&o.wanFile, "wan-file", wan.File, "what the uplink tells")
 	fs.StringVar(&o.names, "names", NamesDir, "directory of dnsmasq's files")
 	fs.StringVar(&o.leases, "leases", "/tmp/dhcp.leases", "file of the leases that run")
-	fs.StringVar(&o.subnetd, "subnetd", "/run/subnetd/subnetd.sock", "subnetd's socket")
+	fs.StringVar(&o.subnetd, "subnetd", SubnetdSocket, "subnetd's socket")
 	if err := fs.Parse(args); err != nil {
 		return 2
 	}
