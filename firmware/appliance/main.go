@@ -125,20 +125,33 @@ func config() pid1.Config {
 
 // onDisk is what stage1 has found: without it, as in a namespace, there is neither a disk nor a slot.
 func onDisk(c *pid1.Config) {
-	c.Coldplug = func() error {
-		all, err := modules.Running()
-		if err != nil {
-			return err
-		}
-		// The daemon's tunnels: no device asks for them, and without its module there is no /dev/net/tun to ask by.
-		return errors.Join(all.Coldplug(), all.Load("wireguard"), all.Load("tun"))
-	}
+	c.Modules = loadModules
 	b, err := disk.ReadBoot()
 	if err != nil {
 		return
 	}
 	c.MountData = func(ctx context.Context) error { return b.MountData(ctx, pid1.DataDir, slog.Default()) }
 	c.Confirm, c.Note, c.Trial = b.Confirm, b.Note, b.Trial
+}
+
+// needed are the modules that no device asks for: of the data's file system, of the daemon's tunnels, of the home's bridge, and of
+// both firewalls. The kernel would ask for most of them itself, one after the other, and each time begin the firewall's
+// transaction anew: that takes a router longer than the rest of its boot.
+func needed() []string {
+	return []string{"ext4", "crc32c_generic", "wireguard", "tun", "bridge", "nf_tables", "nft_ct", "nft_limit", "nft_chain_nat",
+		"nft_masq", "nft_redir"}
+}
+
+func loadModules() error {
+	all, err := modules.Running()
+	if err != nil {
+		return err
+	}
+	errs := []error{all.Coldplug()}
+	for _, name := range needed() {
+		errs = append(errs, all.Load(name))
+	}
+	return errors.Join(errs...)
 }
 
 // modprobe is what the kernel calls for a module: its words end in the module's name or an alias.

@@ -1,6 +1,6 @@
 // Package pid1 is the first process of the appliance.
 //
-//	Run      mounts -> clock -> data -> modules -> guard -> services -> good boot -> orderly end
+//	Run      mounts -> modules -> data -> clock -> guard -> services -> good boot -> orderly end
 //	mounts   what stage1 has not mounted yet
 //	children start processes, reap all that end
 //	service  keeps one process running, with back-off, and its last lines in a ring
@@ -36,7 +36,7 @@ const (
 // Config is what the appliance is made of. Funcs may be nil: that is not there then.
 type Config struct {
 	MountData func(context.Context) error // mounts /data, made or repaired; wiped where it holds ResetFile
-	Coldplug  func() error                // loads the kernel's modules for the hardware that is there
+	Modules   func() error                // loads the kernel's modules, for the hardware that is there and for what runs
 	Trial     bool                        // this image is tried: it is left again by a reboot if it does not come up
 	Limit     time.Duration               // for all services to come up
 	Confirm   func() error                // this image came up
@@ -74,11 +74,11 @@ type initer struct {
 // boot is what happens before anything runs beside it.
 func (i *initer) boot() {
 	i.try("mount", mountAll())
+	if i.cfg.Modules != nil {
+		i.try("load modules", i.cfg.Modules())
+	}
 	i.try("mount the data", i.data())
 	i.try("set the clock", i.clock())
-	if i.cfg.Coldplug != nil {
-		i.try("load modules", i.cfg.Coldplug())
-	}
 	i.try("set the host name", unix.Sethostname([]byte(hostname())))
 	i.try("bring the loopback up", loopback())
 	for file, text := range i.cfg.Defaults {
