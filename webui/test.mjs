@@ -1,5 +1,6 @@
 // The parts of the page that only turn values into others.
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import test from "node:test";
 import { transformWithEsbuild } from "vite";
@@ -10,6 +11,7 @@ const load = async (name) => {
 };
 const { apply, beat, lost, nothing, deviceKey } = await load("view.ts");
 const { joining } = await load("join.ts");
+const { Digest } = await load("sha256.ts");
 const { added, moved, removed, row, written } = await load("exits.ts");
 
 // random gives the same numbers below n each time.
@@ -103,6 +105,21 @@ test("the row of the whole home stays last, whatever moves", () => {
     const at = rows.findIndex((r) => r.sources.includes("lan"));
     assert.ok(at < 0 || at === rows.length - 1, `step ${step}: the whole home is row ${at + 1} of ${rows.length}`);
   }
+});
+
+test("a digest is SHA-256, however its bytes come", () => {
+  const pick = random(11);
+  for (let length = 0; length < 300; length++) {
+    const bytes = Uint8Array.from({ length }, () => pick(256));
+    const digest = new Digest();
+    for (let at = 0; at < length; ) {
+      const some = bytes.subarray(at, at + 1 + pick(130));
+      digest.update(some);
+      at += some.length;
+    }
+    assert.equal(digest.hex(), createHash("sha256").update(bytes).digest("hex"), `${length} bytes`);
+  }
+  assert.equal(new Digest().update(new Uint8Array(1_000_000).fill(0x61)).hex(), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0", "FIPS 180-2, B.3");
 });
 
 test("the catalogues have the same words, with the same holes", () => {

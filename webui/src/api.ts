@@ -57,6 +57,11 @@ export async function postFile(path: string, file: Blob): Promise<void> {
   await ask(path, json(await file.text()));
 }
 
+// put sends a file as it is.
+export async function put<T>(path: string, file: Blob): Promise<T> {
+  return (await (await ask(path, { method: "PUT", headers: { "Content-Type": "application/octet-stream" }, body: file })).json()) as T;
+}
+
 // download asks for a file and hands it to the browser to be kept.
 export async function download(path: string, name: string): Promise<void> {
   const blob = await (await ask(path, json({}))).blob();

@@ -10,6 +10,7 @@ import type { LogLine, Page, Settings } from "../status";
 import { chooseTheme, theme, type Theme } from "../theme";
 import { change, changeUnsure } from "../trial";
 import { clock, date } from "../words";
+import { UpdateCard } from "./update";
 import { JoinForm } from "./wizard";
 
 export function SystemPage({ page, setPage }: { page: Page; setPage: (p: Page) => void }): JSX.Element {
@@ -20,6 +21,7 @@ export function SystemPage({ page, setPage }: { page: Page; setPage: (p: Page) =
       <Router page={page} />
       {may && <MeshCard />}
       {may && <SettingsCards />}
+      <UpdateCard page={page} />
       {may && <Copies />}
       <Checks />
       {may && <Log />}
