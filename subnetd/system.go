@@ -119,7 +119,7 @@ func (s *system) restart(ctx context.Context) error {
 		return api.ErrNoSystem
 	}
 	s.log.Info("the machine is to start anew")
-	return command(ctx, s.program, "reboot")
+	return command(context.WithoutCancel(ctx), s.program, "reboot") // which may be our end before its own
 }
 
 // counted is a reader that tells how far it is, a hundred times at most.
