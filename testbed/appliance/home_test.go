@@ -47,7 +47,7 @@ func newHouse(t *testing.T, board appliance.Board) *house {
 	lab := netns.New(t)
 	h := &house{printer: lab.Bare("printer"), web: lab.Client("web", netns.Public)}
 	wan := qemu.NIC{Netns: lab.Internet().Namespace(), Tap: "box", Bridge: "br0"}
-	h.testBox = &testBox{appliance.New(t, board, wan, qemu.NIC{Netns: h.printer.Namespace(), Tap: "eth0"}), t}
+	h.testBox = &testBox{appliance.New(t, board, wan, qemu.NIC{Netns: h.printer.Namespace(), Tap: "eth0"}), t, h.printer}
 	h.Shell()
 	// The provider.
 	address := netip.MustParseAddr("203.0.113.77")

@@ -1,57 +1,80 @@
 package appliance_test
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"subnetd/testbed/netns"
 )
 
-// TestUpdate: uploads that are refused, an upload that a power cut ends, systems that do not come up, and one that does.
+// TestUpdate: by the page, images that are refused, uploads that end too early, systems that do not come up, and one that does.
 func TestUpdate(t *testing.T) {
 	good, err := os.ReadFile(imageOf(t, "update"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := bench(t)
-	all := b.offer(good, withInit(t, good, ""), withInit(t, good, "#!/bin/busybox sh\nexit 1\n"))
-	whole, noInit, dies := all[0], all[1], all[2]
 	b.Power()
 	t.Logf("up %v after the power came on", b.Up().Round(time.Second))
+	page := b.page()
 
 	t.Run("Refused", func(t *testing.T) {
-		b.refused(whole.read+" | appliance update "+strings.Repeat("0", 64), "SHA-256")
-		b.refused(whole.read+" | head -c 5000000 | appliance update "+whole.sum, "ends after")
-		b.refused(whole.read+" | tail -c +4097 | appliance update "+whole.sum, "no image")
+		rpi, larger := headed(t, good, "board", "rpi"), headed(t, good, "size", strconv.Itoa(1<<30))
+		page.refused("SHA-256", strings.Repeat("0", 64), good)
+		page.refused("ends after", sumOf(good[:5_000_000]), good[:5_000_000])
+		page.refused("no image", sumOf(good[4096:]), good[4096:])
+		page.refused("for the board rpi, and here is x86_64", sumOf(rpi), rpi)
+		page.refused("and a slot", sumOf(larger), larger)
+		if s := page.standing(); s.System.Waiting || s.told() != "" {
+			t.Errorf("%+v", s)
+		}
 	})
-	t.Run("CutShort", func(t *testing.T) {
-		b.must("(" + whole.install() + ") & until [ $(awk '$3 == \"vda\" {print $10}' /proc/diskstats) -gt $(($(cat /run/before) + 4000)) ]; do :; done")
+	t.Run("Interrupted", func(t *testing.T) {
+		answer, more := page.begin(good, 5_000_000)
+		page.refused("another update is under way", sumOf(good), good)
+		_ = more.CloseWithError(net.ErrClosed) // of a pipe in memory
+		if err := <-answer; !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+		netns.Eventually(t, time.Minute, "it is given up", func() error {
+			if s := page.standing(); s.System.Update != nil || s.System.Waiting {
+				return fmt.Errorf("%+v", s.System)
+			}
+			return nil
+		})
+	})
+	t.Run("PowerCut", func(t *testing.T) {
+		answer, more := page.begin(good, 5_000_000)
 		b.Cut()
+		_ = more.CloseWithError(net.ErrClosed)
+		if err := <-answer; err == nil {
+			t.Error("a box without power answers")
+		}
 		b.Power()
 		b.Wait("stage1: slot a")
 		b.Up()
 		b.wantSlot("a", "")
 	})
-	for what, c := range map[string]offered{"NoInit": noInit, "InitDies": dies} {
+	for what, image := range map[string][]byte{"NoInit": withInit(t, good, ""), "InitDies": withInit(t, good, "#!/bin/busybox sh\nexit 1\n")} {
 		t.Run(what, func(t *testing.T) {
-			b.must(c.install())
-			b.reboot()
+			b.page().install(image)
 			b.Wait("tried once")
 			b.Wait("stage1: slot a")
 			b.Wait("the system in slot b did not come up")
 			t.Logf("up again %v after the power came on", b.Up().Round(time.Second))
-			b.wantSlot("a", "slot b did not come up")
+			b.wantSlot("a", "the system in slot b did not come up, so that slot a runs again")
 		})
 	}
 	t.Run("Good", func(t *testing.T) {
-		b.must(whole.install())
-		b.reboot()
+		b.page().install(good)
 		b.Wait("tried once")
 		b.Up()
 		b.wantSlot("b", "")
@@ -62,34 +85,6 @@ func TestUpdate(t *testing.T) {
 	})
 }
 
-// offered is one of the images on the second disk.
-type offered struct {
-	read string // the command that reads it
-	sum  string
-}
-
-func (o offered) install() string {
-	return "awk '$3 == \"vda\" {print $10}' /proc/diskstats >/run/before; " + o.read + " | appliance update " + o.sum
-}
-
-// offer puts images on the second disk.
-func (b *testBox) offer(images ...[]byte) []offered {
-	b.t.Helper()
-	var disk []byte
-	var all []offered
-	for _, image := range images {
-		s := sha256.Sum256(image)
-		all = append(all, offered{fmt.Sprintf("dd if=/dev/vdb bs=4096 skip=%d count=%d 2>/dev/null", len(disk)/4096, len(image)/4096), hex.EncodeToString(s[:])})
-		disk = append(disk, image...)
-	}
-	path := filepath.Join(b.t.TempDir(), "images")
-	if err := os.WriteFile(path, disk, 0o600); err != nil {
-		b.t.Fatal(err)
-	}
-	b.Insert(path)
-	return all
-}
-
 // reboot reboots the box. The shell ends with its system.
 func (b *testBox) reboot() {
 	b.t.Helper()
@@ -98,21 +93,25 @@ func (b *testBox) reboot() {
 	}
 }
 
-// refused runs an update that must say why it is none.
-func (b *testBox) refused(line, why string) {
-	b.t.Helper()
-	out, err := b.Console.Run(b.t.Context(), line)
-	if err == nil || !strings.Contains(out, why) {
-		b.t.Errorf("%s: %v, want %q", line, err, why)
-	}
-}
-
-// wantSlot wants the running system to be that of a slot, confirmed, and the owner to be told what he must know, or nothing.
+// wantSlot wants the running system to be that of a slot, confirmed, and the owner to be told what he must know, or nothing: by
+// the page, and on the box.
 func (b *testBox) wantSlot(slot, note string) {
 	b.t.Helper()
-	out := b.must("cat /run/appliance/boot.json")
-	if !strings.Contains(out, fmt.Sprintf("%q:%q", "slot", slot)) || !strings.Contains(out, note) || note == "" && !strings.Contains(out, `"note":""`) {
-		b.t.Errorf("slot %s, %q: %s", slot, note, out)
+	if out := b.must("cat /run/appliance/boot.json"); !strings.Contains(out, fmt.Sprintf("%q:%q", "slot", slot)) {
+		b.t.Errorf("want slot %s: %s", slot, out)
+	}
+	page := b.page()
+	netns.Eventually(b.t, time.Minute, "the daemon knows how the system stands", func() error {
+		if page.standing().System.Version == "" {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	if s := page.standing(); s.told() != note || s.System.Note != note || s.System.Waiting {
+		b.t.Errorf("%+v, want %q", s, note)
+	}
+	if out := b.must("subnetd status"); note != "" && !strings.Contains(out, "! "+note) {
+		b.t.Errorf("subnetd status says nothing of it: %s", out)
 	}
 }
 
@@ -145,9 +144,5 @@ func withInit(t *testing.T, good []byte, init string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := bytes.Clone(good[:4096])
-	text, _, _ := bytes.Cut(head, []byte("size "))
-	clear(head[len(text):])
-	copy(head[len(text):], fmt.Sprintf("size %d\n", len(root)))
-	return append(head, root...)
+	return append(headed(t, good, "size", strconv.Itoa(len(root)))[:4096:4096], root...)
 }
