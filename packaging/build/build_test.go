@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -138,6 +139,19 @@ func listing(verbose string) string {
 	return b.String()
 }
 
+// kibibytes is how many all files of a listing have, rounded up.
+func kibibytes(t *testing.T, verbose string) int {
+	all := 0
+	for line := range strings.Lines(verbose) {
+		n, err := strconv.Atoi(strings.Fields(line)[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		all += n
+	}
+	return (all + 1023) / 1024
+}
+
 const debFiles = `drwxr-xr-x 0/0 2023-11-14 ./
 drwxr-xr-x 0/0 2023-11-14 ./etc/
 drwxr-xr-x 0/0 2023-11-14 ./etc/subnetd/
@@ -164,11 +178,12 @@ func TestDeb(t *testing.T) {
 	if err := os.WriteFile(data, []byte(tool(t, "dpkg-deb", "--fsys-tarfile", file)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := listing(tool(t, "tar", "--numeric-owner", "-tvf", data)); got != debFiles {
+	files := tool(t, "tar", "--numeric-owner", "-tvf", data)
+	if got := listing(files); got != debFiles {
 		t.Errorf("files:\n%s", got)
 	}
 	if got := tool(t, "dpkg-deb", "--field", file, "Package", "Version", "Architecture", "Installed-Size"); got !=
-		"Package: subnetd\nVersion: "+version+"\nArchitecture: arm64\nInstalled-Size: 8\n" {
+		fmt.Sprintf("Package: subnetd\nVersion: %s\nArchitecture: arm64\nInstalled-Size: %d\n", version, kibibytes(t, files)) {
 		t.Errorf("fields:\n%s", got)
 	}
 	if got := names(t, filepath.Join(dir, "DEBIAN")); !slices.Equal(got, []string{"conffiles", "control", "md5sums", "postinst", "postrm", "prerm"}) {
