@@ -2,7 +2,8 @@
 # Prints flags for `go build`, by which files of ours stand in for others' of the same name:
 #  -modfile OUT/go.mod, the project's own with golang.zx2c4.com/wireguard taken from a copy in OUT/wireguard, with the files of
 #    build/wireguard, and with build/jsonv2 for github.com/go-json-experiment/json;
-#  -overlay OUT/overlay.json, the files of build/_std for those of Go's own packages. Their tests are there, too.
+#  -overlay OUT/overlay.json, the files of build/_std for those of Go's own packages. Their tests are there, too;
+#  -toolexec OUT/tool, for a linker that leaves out the line numbers of Go's own packages, see build/_link.
 # usage: modules.sh OUT (a folder inside the project)
 set -euo pipefail
 out=${1%/}
@@ -39,4 +40,16 @@ while read -r file; do
 done < <(find build/_std -name '*.go' | sort) >"$out/overlay.json"
 printf '\n}}\n' >>"$out/overlay.json"
 
-echo "-modfile $out/go.mod -overlay $out/overlay.json"
+file=$go/cmd/link/internal/ld/pcln.go
+theirs='pcSyms := \[\]loader.Sym{pcsp, pcfile, pcline}'
+if [ "$(grep -c "$theirs" "$file")" != 1 ]; then
+	echo "$file is not what build/_link is for" >&2
+	exit 1
+fi
+sed "s/$theirs/pcSyms := tablesOf(ldr.SymName(s), pcsp, pcfile, pcline)/" "$file" >"$out/_pcln.go"
+printf '{"Replace": {\n\t"%s": "%s",\n\t"%s": "%s"\n}}\n' "$file" "$PWD/$out/_pcln.go" \
+	"${file%/*}/lines.go" "$PWD/build/_link/lines.go" >"$out/link.json"
+env -u GOOS -u GOARCH go build -trimpath -overlay "$out/link.json" -o "$out/link" cmd/link
+cp build/_link/tool "$out/tool"
+
+echo "-modfile $out/go.mod -overlay $out/overlay.json -toolexec $PWD/$out/tool"
