@@ -27,6 +27,7 @@ func (e *Engine) Status() status.Snapshot {
 		Engine:       e.tunnel[0],
 		EngineReason: e.tunnel[1],
 		LANs:         e.plan.LANs,
+		Openings:     status.Openings{UDP: e.plan.Host.Firewall.Openings.UDP, TCP: e.plan.Host.Firewall.Openings.TCP},
 		Exposed:      e.plan.Offer,
 		Approved:     e.plan.Approved,
 		Exits: status.Exits{

@@ -45,6 +45,12 @@ type Peer struct {
 	Handshake time.Time      `json:"handshake,omitzero"`
 }
 
+// Openings is the ports at which the world calls this router itself.
+type Openings struct {
+	UDP []uint16 `json:"udp"`
+	TCP []uint16 `json:"tcp"`
+}
+
 // Snapshot is the state of this node at one moment.
 type Snapshot struct {
 	Version      string           `json:"version"`
@@ -66,6 +72,7 @@ type Snapshot struct {
 	HomeRelay    string           `json:"homeRelay,omitempty"`
 	UDP          bool             `json:"udp"`
 	LANs         []string         `json:"lans,omitempty"`     // interface names
+	Openings     Openings         `json:"openings"`           // that the firewall towards the internet must have
 	Exposed      []netip.Prefix   `json:"exposed,omitempty"`  // offered to the mesh
 	Approved     []netip.Prefix   `json:"approved,omitempty"` // and accepted by the coordinator
 	Peers        []Peer           `json:"peers"`

@@ -525,6 +525,11 @@ export interface Peer {
   tx: number;
   handshake?: string;
 }
+// Openings is the ports at which the world calls this router itself.
+export interface Openings {
+  udp: number[] | null;
+  tcp: number[] | null;
+}
 // Snapshot is the state of this node at one moment.
 export interface Snapshot {
   version: string;
@@ -551,6 +556,8 @@ export interface Snapshot {
   udp: boolean;
   // interface names
   lans?: string[];
+  // that the firewall towards the internet must have
+  openings: Openings;
   // offered to the mesh
   exposed?: string[];
   // and accepted by the coordinator
