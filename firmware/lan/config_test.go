@@ -78,10 +78,3 @@ func TestOwnNetwork(t *testing.T) {
 		t.Errorf("of a damaged file: %v, %v", b, err)
 	}
 }
-
-func TestPlan(t *testing.T) {
-	o, err := parsePlan([]byte(`{"Host":{"Firewall":{"Openings":{"UDP":[41000,3478],"TCP":[8410],"Translated":true}}}}`))
-	if err != nil || len(o.UDP) != 2 || len(o.TCP) != 1 || o.UDP[0] != 41000 {
-		t.Errorf("%+v, %v", o, err)
-	}
-}

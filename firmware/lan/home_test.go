@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -175,7 +174,7 @@ func TestHome(t *testing.T) {
 	l.reload()
 	l.answers("100.64.0.7", "@192.168.77.1", "Phone.MESH.internal")
 	for _, tcp := range []string{"8410", "8443"} { // then the owner changes it
-		ports <- `{"UDP":[40001],"TCP":[` + tcp + `]}`
+		ports <- `{"udp":[40001],"tcp":[` + tcp + `]}`
 		place.Eventually(t, "the ports of subnetd", func() bool {
 			rules := place.Command(t, "nft", "list", "table", "inet", "appliance")
 			return strings.Contains(rules, `iifname "wan0" udp dport 40001`) && strings.Contains(rules, `iifname "wan0" tcp dport `+tcp)
@@ -193,36 +192,32 @@ func TestHome(t *testing.T) {
 	})
 }
 
-// daemon answers at subnetd's socket: a snapshot for each plan that is sent.
+// daemon answers at subnetd's socket: a snapshot for all openings that are sent.
 func (l *lab) daemon() chan<- string {
 	l.t.Helper()
 	ln, err := net.Listen("unix", l.options.subnetd)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	plans, plan := make(chan string), atomic.Value{}
+	openings := make(chan string)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/watch", func(w http.ResponseWriter, r *http.Request) {
-		for generation := 1; ; generation++ {
+		for now := `{"udp":null,"tcp":null}`; ; { // before it has a port
+			for generation := range 2 { // something else is new, too
+				fmt.Fprintf(w, "{\"generation\":%d,\"openings\":%s,\"peers\":[]}\n", generation, now)
+			}
+			_ = http.NewResponseController(w).Flush() // an asker who left ends by its context
 			select {
 			case <-r.Context().Done():
 				return
-			case p := <-plans:
-				plan.Store(p)
+			case now = <-openings:
 			}
-			for range 2 { // something else is new, too
-				fmt.Fprintf(w, "{\"generation\":%d,\"peers\":[]}\n", generation)
-			}
-			_ = http.NewResponseController(w).Flush() // an asker who left ends by its context
 		}
-	})
-	mux.HandleFunc("GET /v1/debug/plan", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, `{"Host":{"Firewall":{"Openings":%s}}}`, plan.Load())
 	})
 	s := &http.Server{Handler: mux}
 	go func() { _ = s.Serve(ln) }() // until it is closed
 	l.t.Cleanup(func() { s.Close() })
-	return plans
+	return openings
 }
 
 // answers waits until a question of the home's has an answer with that text: a resolver that is slow once is no error.

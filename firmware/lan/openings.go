@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -20,8 +21,8 @@ const (
 	mostAnswer = 8 << 20
 )
 
-// doorman asks subnetd by its socket which ports it needs, whenever its configuration is
-// another: the owner changes that on the page, too.
+// doorman is told by subnetd, over its socket, which ports it needs, whenever these are
+// others: the owner changes them on the page, too.
 type doorman struct {
 	socket string
 	wake   <-chan struct{} // subnetd may have come up
@@ -54,37 +55,20 @@ func (d *doorman) follow(ctx context.Context, c *http.Client) error {
 	defer body.Close()
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, mostAnswer)
-	known, last := false, uint64(0)
+	var last openings
 	for lines.Scan() {
-		var snapshot struct{ Generation uint64 } // of the configuration
+		var snapshot struct{ Openings openings }
 		if err := json.Unmarshal(lines.Bytes(), &snapshot); err != nil {
 			return err
 		}
-		if known && snapshot.Generation == last {
-			continue
+		now := snapshot.Openings
+		if len(now.UDP) == 0 || slices.Equal(now.UDP, last.UDP) && slices.Equal(now.TCP, last.TCP) {
+			continue // it has not chosen its port yet; or something else is new
 		}
-		o, err := ask(ctx, c)
-		if err != nil {
-			return err
-		}
-		if known, last = len(o.UDP) > 0, snapshot.Generation; known { // else it has not chosen its port yet
-			d.tell(ctx, o)
-		}
+		d.tell(ctx, now)
+		last = now
 	}
 	return errors.Join(lines.Err(), io.EOF)
-}
-
-func ask(ctx context.Context, c *http.Client) (openings, error) {
-	body, err := get(ctx, c, "/v1/debug/plan")
-	if err != nil {
-		return openings{}, err
-	}
-	defer body.Close()
-	text, err := io.ReadAll(io.LimitReader(body, mostAnswer))
-	if err != nil {
-		return openings{}, err
-	}
-	return parsePlan(text)
 }
 
 func get(ctx context.Context, c *http.Client, path string) (io.ReadCloser, error) {
@@ -101,12 +85,4 @@ func get(ctx context.Context, c *http.Client, path string) (io.ReadCloser, error
 		return nil, fmt.Errorf("subnetd: %s: %s", path, res.Status)
 	}
 	return res.Body, nil
-}
-
-func parsePlan(text []byte) (openings, error) {
-	var plan struct {
-		Host struct{ Firewall struct{ Openings openings } }
-	}
-	err := json.Unmarshal(text, &plan)
-	return plan.Host.Firewall.Openings, err
 }
