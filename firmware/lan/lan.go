@@ -97,6 +97,7 @@ type router struct {
 	homes   chan home
 
 	prefixes  []prefix
+	before    []prefix // of before the machine went down, until the provider gives something
 	forwarder *names.Forwarder
 }
 
@@ -113,6 +114,7 @@ func serve(ctx context.Context, o options, log *slog.Logger) error {
 	if r.ula, err = ownNetwork(filepath.Join(o.data, "ula")); err != nil {
 		log.Error("the home's network of IPv6 is another after the next boot", "err", err)
 	}
+	r.before = remembered(filepath.Join(o.data, "prefixes"), wan.Now())
 	if r.link, err = link.Dial(); err != nil {
 		return err
 	}
@@ -237,8 +239,7 @@ func (r *router) apply() error {
 	}
 	wanName, ports := link.Choose(links, r.options.wan, r.lans)
 	errs := []error{r.wall(wanName), r.join(links, bridge, ports)}
-	now := wan.Now()
-	r.prefixes = follow(r.prefixes, r.given(now), now)
+	errs = append(errs, r.renumber(wan.Now()))
 	errs = append(errs, r.link.SetAddresses(bridge.Index, r.addresses(), func(netip.Prefix) bool { return true }))
 	if !bridge.Up {
 		errs = append(errs, r.link.SetUp(bridge.Index))
@@ -279,6 +280,17 @@ func (r *router) join(links []link.Link, bridge link.Link, ports []string) error
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// renumber follows what the provider gives.
+func (r *router) renumber(now time.Duration) error {
+	given := r.given(now)
+	if len(given) == 0 {
+		r.prefixes = follow(r.prefixes, nil, now)
+		return nil
+	}
+	r.prefixes, r.before = follow(append(r.prefixes, r.before...), given, now), nil
+	return remember(filepath.Join(r.data, "prefixes"), given)
 }
 
 // given are the home's networks of what the provider has delegated: the first of each.
