@@ -37,7 +37,7 @@ func newLab(t *testing.T) *lab {
 	t.Helper()
 	dir := t.TempDir()
 	l := &lab{t: t, clock: &steps{make(chan time.Duration, 16)}}
-	l.options = options{wan: "wan0", wanFile: filepath.Join(dir, "wan.json"), resolv: filepath.Join(dir, "resolv.conf"),
+	l.options = options{wan: "wan0", wanFile: filepath.Join(dir, "wan.json"), resolv: filepath.Join(dir, "resolv.conf"), data: filepath.Join(dir, "data"),
 		changed: func() { l.reloads.Add(1) }, setTime: l.clock, built: time.Unix(1700000000, 0)}
 	l.again()
 	return l
@@ -137,6 +137,9 @@ func TestProviderOfBoth(t *testing.T) {
 	shows("default via 198.51.100.1 dev wan0", "route")
 	shows("default via fe80::", "-6", "route")
 	shows("unreachable "+d.Prefix.String(), "-6", "route")
+	if got := readPrefix(filepath.Join(l.options.data, "prefix")); got != d.Prefix {
+		t.Errorf("kept for the next boot: %v", got)
+	}
 	if l.reloads.Load() == 0 {
 		t.Error("the home's side was not told")
 	}

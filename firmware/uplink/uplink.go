@@ -18,6 +18,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -38,6 +40,7 @@ import (
 type options struct {
 	wan     string
 	wanFile string
+	data    string // directory, on disk
 	resolv  string
 	ntp     []string
 	changed func() // tells the home's side
@@ -56,6 +59,7 @@ func Main(ctx context.Context, args []string, errs io.Writer, changed func(), bu
 	fs.SetOutput(errs)
 	fs.StringVar(&o.wan, "wan", "", "interface of the internet; none: the first")
 	fs.StringVar(&o.wanFile, "wan-file", wan.File, "what the home's side is told")
+	fs.StringVar(&o.data, "data", "/data/uplink", "directory for what must last")
 	fs.StringVar(&o.resolv, "resolv", "/run/resolv.conf", "resolv.conf of this machine's programs")
 	ntp := fs.String("ntp", "0.pool.ntp.org,1.pool.ntp.org,2.pool.ntp.org,3.pool.ntp.org", "servers of NTP, with commas; none: those of DHCP only")
 	if err := fs.Parse(args); err != nil {
@@ -205,6 +209,7 @@ func (u *uplink) begin(ctx context.Context, l link.Link) error {
 	}
 	chance := func(d time.Duration) time.Duration { return rand.N(d) }
 	u.v4, u.v6 = newV4(l.MAC, chance), newV6(l.MAC, chance)
+	u.v6.hint = readPrefix(u.prefixFile())
 	u.at = link.Link{Index: l.Index, Name: l.Name}
 	return nil
 }
@@ -274,6 +279,9 @@ func (u *uplink) apply() error {
 	if u.sockets != nil {
 		errs = append(errs, u.kernel(s))
 	}
+	if len(s.Delegated) > 0 { // asked for again after the next boot; written if it is another
+		errs = append(errs, durable.Write(u.prefixFile(), []byte(s.Delegated[0].Prefix.String()+"\n"), 0o644))
+	}
 	errs = append(errs, durable.Write(u.resolv, resolvConf(s.Resolvers), 0o644), wan.Save(u.wanFile, s))
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -320,6 +328,18 @@ func (u *uplink) state(now time.Duration) wan.State {
 		}
 	}
 	return s
+}
+
+func (u *uplink) prefixFile() string { return filepath.Join(u.data, "prefix") }
+
+// readPrefix reads the prefix that was delegated before; none, if there is no such file.
+func readPrefix(file string) netip.Prefix {
+	text, _ := os.ReadFile(file)
+	p, err := netip.ParsePrefix(strings.TrimSpace(string(text)))
+	if err != nil || !p.Addr().Is6() || !p.Addr().IsGlobalUnicast() || p.Bits() > 64 {
+		return netip.Prefix{}
+	}
+	return p.Masked()
 }
 
 func valid(all []given6, now time.Duration) []given6 {

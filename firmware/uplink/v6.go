@@ -51,6 +51,7 @@ const (
 type v6 struct {
 	mac  net.HardwareAddr
 	rand func(time.Duration) time.Duration
+	hint netip.Prefix // that was delegated before; none, if it is not valid
 
 	stage stage
 	xid   dhcpv6.TransactionID
@@ -185,8 +186,12 @@ func (c *v6) want(m *dhcpv6.Message, l lease6) {
 	for _, p := range l.prefixes {
 		pd.Options.Add(&dhcpv6.OptIAPrefix{Prefix: &net.IPNet{IP: p.net.Addr().AsSlice(), Mask: net.CIDRMask(p.net.Bits(), 128)}})
 	}
-	if len(l.prefixes) == 0 { // a wish for a size: a home has more than one network
-		pd.Options.Add(&dhcpv6.OptIAPrefix{Prefix: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(56, 128)}})
+	if len(l.prefixes) == 0 { // a wish (18.2.1): the one of before, or a size, as a home has more than one network
+		wish := netip.PrefixFrom(netip.IPv6Unspecified(), 56)
+		if c.hint.IsValid() {
+			wish = c.hint
+		}
+		pd.Options.Add(&dhcpv6.OptIAPrefix{Prefix: &net.IPNet{IP: wish.Addr().AsSlice(), Mask: net.CIDRMask(wish.Bits(), 128)}})
 	}
 	m.AddOption(na)
 	m.AddOption(pd)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -123,6 +125,24 @@ func TestTaken6(t *testing.T) {
 	}), c.wake)
 	if c.holds() || c.stage != selecting || say.trouble == "" {
 		t.Errorf("what was taken back is held: %v", c.stage)
+	}
+}
+
+// TestHint6: after a boot the prefix of before is asked for; without one, a size.
+func TestHint6(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "prefix")
+	for text, want := range map[string]string{"": "::/56", "2001:db8:1::/56\n": "2001:db8:1::/56", "2001:db8:1:5::/60": "2001:db8:1::/60",
+		"192.0.2.0/24": "::/56", "fe80::/64": "::/56", "2001:db8::1/128": "::/56", "nonsense": "::/56"} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c := newV6(ourMAC, least)
+		c.hint = readPrefix(file)
+		c.up(0)
+		asked := c.tick(0).send.Options.OneIAPD().Options.Prefixes()
+		if len(asked) != 1 || asked[0].Prefix.String() != want {
+			t.Errorf("%q: %v, want %s", text, asked, want)
+		}
 	}
 }
 
