@@ -2,10 +2,11 @@
 //
 //	uplink   what there is to do, when: this file
 //	v4, v6   pure: clients of DHCP and DHCPv6
+//	rdnss    pure: resolvers that routers announce
 //	sockets  how they hear and speak
 //	clock    pure: what servers of NTP say; sntp: the hand
 //
-// Router advertisements are the kernel's. What is known goes into a file that the home's
+// Router advertisements are the kernel's, which leaves the resolvers in them to programs. What is known goes into a file that the home's
 // side reads (package wan), and into resolv.conf. PPPoE is for later.
 package uplink
 
@@ -84,6 +85,8 @@ type uplink struct {
 	sockets *sockets
 	v4      *v4
 	v6      *v6
+	routers <-chan link.RouterOption
+	by      []announced // resolvers, by routers
 	told    wan.State
 	servers chan servers // for the clock
 }
@@ -97,6 +100,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	defer u.link.Close()
 	changed, err := link.Watch(ctx)
 	if err != nil {
+		return err
+	}
+	if u.routers, err = link.WatchRouters(ctx); err != nil {
 		return err
 	}
 	go (&sntp{options: o, log: log, notice: u.notice, servers: u.servers}).run(ctx)
@@ -139,6 +145,10 @@ func (u *uplink) follow(ctx context.Context, changed <-chan struct{}) error {
 			u.hear4(b)
 		case b := <-heard6:
 			u.hear6(b)
+		case o := <-u.routers:
+			if u.sockets != nil && o.Index == u.at.Index && u.at.Carrier {
+				u.by = hear(u.by, o.Bytes, u.at.Name, wan.Now())
+			}
 		}
 	}
 }
@@ -148,7 +158,9 @@ func (u *uplink) until() time.Duration {
 	if u.sockets == nil {
 		return time.Hour
 	}
-	return max(0, min(time.Hour, min(u.v4.wake, u.v6.wake)-wan.Now()))
+	now := wan.Now()
+	_, gone := lasting(u.by, now)
+	return max(0, min(time.Hour, min(u.v4.wake, u.v6.wake, gone)-now))
 }
 
 // look finds the interface, and whether its link is there.
@@ -164,7 +176,7 @@ func (u *uplink) look(ctx context.Context) error {
 	l, ok := link.Find(links, name)
 	if u.sockets != nil && (!ok || l.Index != u.at.Index) { // pulled out
 		u.sockets.close()
-		u.sockets, u.at = nil, link.Link{}
+		u.sockets, u.at, u.by = nil, link.Link{}, nil
 	}
 	if !ok {
 		return nil
@@ -176,11 +188,13 @@ func (u *uplink) look(ctx context.Context) error {
 	}
 	if l.Carrier != u.at.Carrier {
 		u.log.Info("link", "interface", l.Name, "up", l.Carrier)
+		solicit(l.Index)
 	}
 	u.at = l
 	if !l.Carrier {
 		u.v4.down()
 		u.v6.down()
+		u.by = nil
 		return u.sockets.setRaw(false)
 	}
 	u.v6.up(wan.Now())
@@ -325,6 +339,12 @@ func (u *uplink) state(now time.Duration) wan.State {
 		s.Resolvers = append(s.Resolvers, u.v6.lease.resolvers...)
 		for _, p := range valid(u.v6.lease.prefixes, now) {
 			s.Delegated = append(s.Delegated, wan.Delegation{Prefix: p.net, Preferred: p.preferred, Valid: p.valid})
+		}
+	}
+	by, _ := lasting(u.by, now)
+	for _, a := range by {
+		if !slices.Contains(s.Resolvers, a) {
+			s.Resolvers = append(s.Resolvers, a)
 		}
 	}
 	return s
