@@ -19,6 +19,7 @@ import (
 	"subnetd/subnetd/dns"
 	"subnetd/subnetd/drop"
 	"subnetd/subnetd/engine"
+	"subnetd/subnetd/front"
 	"subnetd/subnetd/host"
 	"subnetd/subnetd/host/apply"
 	hostdns "subnetd/subnetd/host/dns"
@@ -65,6 +66,7 @@ type daemon struct {
 	drop    *drop.Store
 	peers   *peerapi.Server
 	page    *web.Server
+	front   *front.Server
 	ring    *web.Ring
 	trial   *trial
 	system  *system
@@ -119,6 +121,7 @@ func run(ctx context.Context, opts cli.RunOptions) error {
 		d.names,
 		d.peers,
 		d.page,
+		d.front,
 		d.system,
 		task.Func("next life", d.awaitAgain),
 		local,
@@ -188,8 +191,11 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	d.drop.Set(dropSettings(d.cfg.Drop))
 	d.peers = d.newPeerAPI()
 	d.system = d.newSystem()
-	d.page, err = d.newPage()
-	return d, err
+	if d.page, err = d.newPage(); err != nil {
+		return nil, err
+	}
+	d.front = d.newFront()
+	return d, nil
 }
 
 // apply has the hands bring the machine to a plan, and looks whether the world gets in
@@ -337,6 +343,7 @@ func (d *daemon) planned(p plan.Plan) {
 	d.devices.sense.SetInterfaces(p.LANs)
 	d.tellNames(p)
 	d.tellPage(p)
+	d.tellFront(p)
 	d.home.look()
 }
 

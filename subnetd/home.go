@@ -261,7 +261,9 @@ func (h *home) bring(ctx context.Context, cfg config.Config, p *parts, done *wis
 		}
 		done.reach = reach
 	}
-	if names := namesOf(cfg.Home); !reflect.DeepEqual(names, done.names) {
+	names := namesOf(cfg.Home)
+	names.Records = append(names.Records, serviceRecords(h.d.engine.Netmap())...)
+	if !reflect.DeepEqual(names, done.names) {
 		if err := p.coord.SetNames(ctx, names); err != nil {
 			return err
 		}

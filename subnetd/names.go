@@ -15,6 +15,7 @@ import (
 	"subnetd/subnetd/mesh"
 	"subnetd/subnetd/peerapi"
 	"subnetd/subnetd/plan"
+	"subnetd/subnetd/state"
 )
 
 // resolvConf is where the system's resolvers stand.
@@ -129,16 +130,29 @@ func answersOf(p plan.Plan, f host.Facts, c config.Config, nm *mesh.Netmap, devi
 	if c.LAN.Expose != config.ExposeNone {
 		names.Devices = devices
 	}
+	if fw.Front.Port != 0 {
+		services := plan.Services()
+		names.Services = services[:]
+	}
+	for _, w := range p.Web {
+		for _, m := range w.Maps {
+			names.Served = append(names.Served, m.LAN)
+		}
+	}
 	s.Zone = dns.NewZone(names)
 	return s
 }
 
-// setPeerAPIPort keeps the port for the next start.
-func (m *member) setPeerAPIPort(port uint16) {
+// keepPort keeps a port for the next start.
+func (m *member) keepPort(what string, set func(*state.Identity)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.id.PeerAPI = port
+	set(&m.id)
 	if err := m.d.dir.Save("identity", m.id); err != nil {
-		m.d.log.Warn("the port of the peer api is not kept for the next start", "err", err)
+		m.d.log.Warn("the port of "+what+" is not kept for the next start", "err", err)
 	}
+}
+
+func (m *member) setPeerAPIPort(port uint16) {
+	m.keepPort("the peer api", func(id *state.Identity) { id.PeerAPI = port })
 }

@@ -110,7 +110,7 @@ func pageSettings(p plan.Plan, f host.Facts, c config.Config, nm *mesh.Netmap) w
 	if nm != nil {
 		full := strings.TrimSuffix(nm.Self.Name, ".")
 		first, _, _ := strings.Cut(full, ".")
-		names = append(names, full, first)
+		names = append(names, full, first, plan.Services()[0]+"."+full)
 	}
 	for _, name := range names {
 		name = strings.ToLower(name)

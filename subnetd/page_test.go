@@ -84,7 +84,7 @@ func TestPageSettings(t *testing.T) {
 	p.Host.Firewall.Own = []netip.Addr{netip.MustParseAddr("100.64.0.1")}
 	nm := &mesh.Netmap{Self: mesh.Node{Name: "home.mesh.internal."}}
 	want := web.Settings{Port: 8411, Home: f.Interfaces[0].Addrs, Mesh: p.Host.Firewall.Own,
-		Names: []string{"router", "router.lan", "router.local", "router.home.arpa", "home.mesh.internal", "home", "home.lan", "home.local", "home.home.arpa"}}
+		Names: []string{"router", "router.lan", "router.local", "router.home.arpa", "home.mesh.internal", "home", "home.lan", "home.local", "home.home.arpa", "page.home.mesh.internal"}}
 	eq := cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 	if d := cmp.Diff(want, pageSettings(p, f, c, nm), eq); d != "" {
 		t.Error(d)

@@ -16,12 +16,13 @@ type Identity struct {
 	Node    key.NodePrivate    `json:"node"`    // WireGuard and relays
 	Server  key.MachinePublic  `json:"server"`  // the coordinator's key, pinned at first contact
 	Control string             `json:"control"` // the coordinator Server belongs to
-	// Ports, UDP but for the last, each picked once at random and kept, so that what
+	// Ports, UDP but for the last two, each picked once at random and kept, so that what
 	// stands in the kernel fits the next start; 0: not yet.
 	Port    uint16 `json:"port"`              // by which the world knows us
 	Inner   uint16 `json:"inner,omitempty"`   // of our own socket where Port is WireGuard's in the kernel
 	Conduit uint16 `json:"conduit,omitempty"` // on loopback, of the socket through which the kernel's relayed packets go
 	PeerAPI uint16 `json:"peerAPI,omitempty"` // TCP, where members ask this node itself
+	Front   uint16 `json:"front,omitempty"`   // TCP, of our mesh addresses, where the web is brought to
 }
 
 // Wish is what the owner last said by `up` and `down`.
