@@ -19,10 +19,20 @@ func TestGuestMIPS(t *testing.T) {
 	s.lab.Run("ManyPeers", func(t *testing.T) { wantManyPeers(t, s) })
 }
 
-// TestGuestARM: the same router role on two ARM machines.
+// TestGuestARM: the same router role on two ARM machines, off which `down` takes every trace of it.
 func TestGuestARM(t *testing.T) {
 	for _, arch := range []qemu.Arch{qemu.ARMv7, qemu.ARM64} {
-		t.Run(string(arch), func(t *testing.T) { beginSmall(t, bootScene(t, arch, 256, 0, netns.Easy)) })
+		t.Run(string(arch), func(t *testing.T) {
+			s := bootScene(t, arch, 256, 0, netns.Easy)
+			before := traces(t, s.home.Router)
+			beginSmall(t, s)
+			if out, err := s.daemon.CLI("down"); err != nil {
+				t.Fatalf("down: %v\n%s", err, out)
+			}
+			if after := traces(t, s.home.Router); after != before {
+				t.Errorf("before:\n%s\nafter:\n%s", before, after)
+			}
+		})
 	}
 }
 
