@@ -13,9 +13,9 @@ import (
 	"subnetd/testbed/netns"
 )
 
-// flowsOnly allows what the streams, iperf3 and one web server need; tcp/81 is not among it.
+// flowsOnly allows what the streams, iperf3, an echo and one web server need; tcp/81 is not among it.
 const flowsOnly = `{"acls": [{"action": "accept", "src": ["*"], "dst": [
-	"192.168.77.50/32:80,9000", "192.168.99.50/32:80,5201,9000", "192.168.88.50/32:9000", "100.64.0.0/10:*"]}]}`
+	"192.168.77.50/32:7,80,9000", "192.168.99.50/32:80,5201,9000", "192.168.88.50/32:9000", "100.64.0.0/10:*"]}]}`
 
 // left is what a daemon leaves in the kernel and takes over when it is started again.
 type left struct {
@@ -152,8 +152,8 @@ func wantWholeUnless(t *testing.T, up *stream, away time.Duration) {
 
 // wantOutlivesDaemon kills one home's daemon while datagrams run at a fixed rate in both directions, for so long that
 // WireGuard needs new keys: none is lost and the policy holds. Started again it takes over what is there: no handshake,
-// nothing lost. And the same with another version of the program.
-func wantOutlivesDaemon(t *testing.T, h *homes) {
+// nothing lost. And the same with another version of the program. What has nothing to do with these homes happens meanwhile.
+func wantOutlivesDaemon(t *testing.T, h *homes, meanwhile func()) {
 	t.Helper()
 	const dead = 180 * time.Second // at most; without time to spare, until there are new keys
 	h.hs.SetPolicy(flowsOnly)
@@ -183,6 +183,7 @@ func wantOutlivesDaemon(t *testing.T, h *homes) {
 	h.northD.Kill9()
 	killed := time.Now()
 	l.wantPolicy(t, "right after the kill")
+	meanwhile()
 	netns.Eventually(t, dead, "WireGuard has new keys", func() error {
 		if p := kernelPeer(t, h.north.Router, l.key); p.handshake == before.handshake {
 			return errors.New("the last handshake is the same")
