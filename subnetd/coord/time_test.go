@@ -87,7 +87,7 @@ func TestExpiry(t *testing.T) {
 		c, peer := m.member("c"), m.member("peer")
 		p, w := c.stream(), peer.stream()
 		pass(time.Second)
-		_, err := m.c.Expire(t.Context(), "c", 100*time.Hour)
+		_, err := m.c.Expire(t.Context(), "c", 10*time.Hour)
 		m.must(err)
 		pass(time.Second)
 		end := m.node(c.node).Expiry
@@ -95,7 +95,7 @@ func TestExpiry(t *testing.T) {
 			t.Errorf("its peer sees %v, expired %v", n.KeyExpiry, n.Expired)
 		}
 		saves := m.disk.count(LedgerFile)
-		pass(100*time.Hour - 2*time.Second)
+		pass(10*time.Hour - 2*time.Second)
 		if !m.c.Admits(c.node) || m.isGone(c.node) || w.now().peer(c.node) == nil {
 			t.Error("over too early")
 		}
