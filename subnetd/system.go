@@ -25,10 +25,10 @@ type system struct {
 	// changed is told when show has news, trouble what its owner must know; "": nothing.
 	changed func()
 	trouble func(text string)
-	one     sync.Mutex // an update at a time
 
-	mu  sync.Mutex // guards all below
-	now *status.System
+	mu   sync.Mutex // guards all below
+	now  *status.System
+	busy bool // an update is under way
 }
 
 func (d *daemon) newSystem() *system {
@@ -58,13 +58,15 @@ func (s *system) show() *status.System {
 	return s.now
 }
 
-func (s *system) set(now status.System) {
+// set changes what is known, and tells it.
+func (s *system) set(change func()) {
 	s.mu.Lock()
-	s.now = &now
+	change()
 	s.mu.Unlock()
 	s.changed()
 }
 
+// look asks the program how the system stands. No update is under way afterwards.
 func (s *system) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, mostCommand)
 	defer cancel()
@@ -75,32 +77,51 @@ func (s *system) look(ctx context.Context) {
 	}
 	if err != nil {
 		s.log.Warn("how this machine's system stands is not known", "err", err)
+		s.set(s.over)
 		return
 	}
-	s.set(now)
+	s.set(func() { s.now, s.busy = &now, false })
 	s.trouble(now.Note)
+}
+
+// over ends an update of which the program tells nothing; s.mu is held.
+func (s *system) over() {
+	s.busy = false
+	if s.now != nil {
+		was := *s.now
+		was.Update = nil
+		s.now = &was
+	}
+}
+
+// begin says that an update comes in, to a system that is then as it was.
+func (s *system) begin() (was status.System, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.now == nil:
+		return was, api.ErrNoSystem
+	case s.busy:
+		return was, api.ErrUpdating
+	}
+	s.busy = true
+	return *s.now, nil
 }
 
 func (s *system) calls() api.System { return api.System{Update: s.update, Restart: s.restart} }
 
 // update lets an image into the program. What it says is the answer, or the asker's mistake.
 func (s *system) update(ctx context.Context, sum string, image io.Reader, size int64) (status.Updated, error) {
-	if s.show() == nil {
-		return status.Updated{}, api.ErrNoSystem
+	was, err := s.begin()
+	if err != nil {
+		return status.Updated{}, err
 	}
-	if !s.one.TryLock() {
-		return status.Updated{}, api.ErrUpdating
-	}
-	defer s.one.Unlock()
-	now := s.show()
 	s.log.Info("an image comes in", "size", size, "sha256", sum)
-	in := &counted{from: image, size: size, tell: func(done int64) {
-		with := *now
-		with.Update = &status.Update{Done: done, Size: size}
-		s.set(with)
-	}}
-	said, err := feed(ctx, in, s.program, "update", sum)
-	s.set(*now) // should nobody tell what it is now
+	said, err := feed(ctx, &counted{from: image, size: size, tell: func(done int64) {
+		now := was
+		now.Update = &status.Update{Done: done, Size: size}
+		s.set(func() { s.now = &now })
+	}}, s.program, "update", sum)
 	s.look(context.WithoutCancel(ctx))
 	var refused *commandError
 	if errors.As(err, &refused) && len(refused.said) > 0 {

@@ -52,13 +52,15 @@ type machine struct {
 	dir  string
 	http *httptest.Server
 
+	news chan struct{} // one slot: something has changed
+
 	mu       sync.Mutex // guards what is below
 	shown    []status.System
 	troubles []string
 }
 
 func newMachine(t *testing.T) *machine {
-	m := &machine{t: t, dir: t.TempDir()}
+	m := &machine{t: t, dir: t.TempDir(), news: make(chan struct{}, 1)}
 	m.system = &system{program: m.path("installer"), log: slog.New(slog.DiscardHandler), changed: m.note, trouble: func(text string) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -79,6 +81,23 @@ func (m *machine) note() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.shown = append(m.shown, *m.show())
+	select {
+	case m.news <- struct{}{}:
+	default:
+	}
+}
+
+// ended waits until no update is under way.
+func (m *machine) ended() {
+	for {
+		m.system.mu.Lock()
+		busy := m.busy
+		m.system.mu.Unlock()
+		if !busy {
+			return
+		}
+		<-m.news
+	}
 }
 
 // put sends an image, and gives what is answered.
@@ -152,8 +171,7 @@ func TestUpdate(t *testing.T) {
 	if got := <-answer; strings.HasPrefix(got, "200") {
 		t.Error("interrupted:", got)
 	}
-	m.one.Lock() // it has ended
-	m.one.Unlock()
+	m.ended()
 	if _, err := os.Stat(m.path("installed")); err == nil || m.show().Waiting {
 		t.Error("one of these is installed")
 	}
@@ -219,7 +237,7 @@ func TestSystemTells(t *testing.T) {
 	if err := none.restart(t.Context()); !errors.Is(err, api.ErrNoSystem) {
 		t.Error(err)
 	}
-	broken := &system{program: "/bin/false", log: m.log}
+	broken := &system{program: "/bin/false", log: m.log, changed: func() {}}
 	if broken.look(t.Context()); broken.show() != nil {
 		t.Error("a program that says nothing updates systems")
 	}
