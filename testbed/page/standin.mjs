@@ -32,13 +32,13 @@ export async function serve({ page, event, deeds = {} }) {
   const deed = async (req, res, path) => {
     let body = "";
     for await (const part of req) body += part;
-    sent[path] = JSON.parse(body);
+    sent[path] = req.method === "PUT" ? body : JSON.parse(body);
     return json(res, deeds[path]?.(sent[path]) ?? answers[path] ?? {});
   };
   const server = createServer((req, res) => {
     const { pathname } = new URL(req.url, "http://router");
     if (pathname === "/v1/page") return json(res, now.page);
-    if (req.method === "POST") return void deed(req, res, pathname);
+    if (req.method === "POST" || req.method === "PUT") return void deed(req, res, pathname);
     if (pathname === "/v1/events") {
       streams.add(stream(res, "whole", [now.event]));
       return res.on("close", () => streams.delete(res));

@@ -15,7 +15,7 @@ const full = house(
 
 // views looks at all of them.
 export async function views(browser, look) {
-  for (const view of [wizard, login, things, exits, sharing, system, onlyLooking, cutOff]) {
+  for (const view of [wizard, login, things, exits, sharing, system, update, onlyLooking, cutOff]) {
     const page = await visit(browser);
     await view(page, (name) => look(page, name));
     assert.deepEqual(page.complaints, [], view.name);
@@ -181,6 +181,31 @@ async function system(page, look) {
   await look("system");
   await question(page, button(page, "Leave the mesh"), look, "system-leave");
   await question(page, button(page, "Restore"), look, "system-restore");
+  await standin.close();
+}
+
+// update: where the router tells of its system, an image is sent, named by its SHA-256 (NIST's of "abc"), and what the router says is shown.
+async function update(page, look) {
+  const path = "/v1/system/image/ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+  const system = { version: "v1", note: "the system in slot b did not come up, so that slot a runs again" };
+  const waits = house({ system: { version: "v1", waiting: true } });
+  const standin = await serve({ page: owner, event: house({ system }), deeds: { [path]: () => (standin.tell(waits), { text: "version v2 is in slot b" }) } });
+  await page.goto(`${standin.url}/system`);
+  await page.getByText(system.note).waitFor();
+  standin.tell(house({ system: { ...system, update: { done: 40, size: 100 } } }));
+  assert.equal(await page.getByRole("progressbar", { name: "The image comes in" }).evaluate((e) => e.position), 0.4);
+  await look("update-comes");
+  assert.ok(await button(page, "Choose an image").isDisabled());
+  standin.tell(house({ system }));
+  const chooser = page.waitForEvent("filechooser");
+  await press(page, button(page, "Choose an image"));
+  await (await chooser).setFiles({ name: "image", mimeType: "application/octet-stream", buffer: Buffer.from("abc") });
+  await page.getByText("version v2 is in slot b").waitFor();
+  await page.getByText("The next start tries it, once").waitFor();
+  assert.equal(standin.sent[path], "abc");
+  await question(page, button(page, "Restart the router"), look, "update-restart");
+  standin.tell(house());
+  await page.getByRole("heading", { name: "The router's system" }).waitFor({ state: "detached" });
   await standin.close();
 }
 

@@ -72,9 +72,9 @@ function Image({ system }: { system: System }): JSX.Element {
       </div>
       <div role="status">
         {(comes ?? deed.busy) && (
-          <label>
-            {t("update.comes")} <progress max={comes?.size ?? 1} value={comes?.done ?? 0} />
-          </label>
+          <p>
+            {t("update.comes")} <progress aria-label={t("update.comes")} max={comes?.size ?? 1} value={comes?.done ?? 0} />
+          </p>
         )}
         {said && <p lang="en">{said}</p>}
       </div>
