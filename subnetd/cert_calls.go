@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -14,15 +15,12 @@ import (
 	"subnetd/subnetd/cert"
 	"subnetd/subnetd/config"
 	"subnetd/subnetd/mesh"
+	"subnetd/subnetd/plan"
 	"subnetd/subnetd/status"
 )
 
-// Names of this router's own services, before its own name.
-const (
-	pageLabel = "page"
-	dropLabel = "drop"
-	caLabel   = "ca"
-)
+// caLabel is the service of plan.Services where certificates are had.
+const caLabel = "ca"
 
 // issuer is the home's CA, joined with whom this router knows.
 type issuer struct {
@@ -38,7 +36,8 @@ func newIssuer(d *daemon) *issuer {
 		Home: i.home, Find: i.find, Store: cert.Store{Load: i.load, Save: d.dir.Save},
 		Now: d.clock.now, Behind: d.clock.runsBehind, Log: d.logger("cert"),
 	})
-	i.site = cert.Site{CA: i.ca, ACME: http.NotFoundHandler()}
+	dialer := &net.Dialer{}
+	i.site = cert.Site{CA: i.ca, ACME: cert.NewACME(cert.ACMEConfig{CA: i.ca, Host: i.host, Dial: dialer.DialContext})}
 	return i
 }
 
@@ -84,7 +83,8 @@ func (i *issuer) find(name string) (cert.Host, bool) {
 func hostOf(name string, nm *mesh.Netmap, devices []mesh.Device, now time.Time) (cert.Host, bool) {
 	home, ok := homeOf(nm)
 	label, below := strings.CutSuffix(name, "."+home.Name)
-	if name == home.Name || below && slices.Contains([]string{pageLabel, dropLabel, caLabel}, label) {
+	services := plan.Services()
+	if name == home.Name || below && slices.Contains(services[:], label) {
 		return cert.Host{Self: true}, ok
 	}
 	for _, d := range devices {
