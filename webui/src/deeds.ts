@@ -29,6 +29,10 @@ export const hide = async (d: Device): Promise<void> => told(await api.post<Devi
 export const rename = async (d: Device, name: string): Promise<void> =>
   told(await api.post<Device>("/v1/devices/name", { device: deviceKey(d), name }));
 
+// serve has the router answer for a device's web page at that port, or not any more ("").
+export const serve = async (d: Device, target: string): Promise<void> =>
+  told(await api.post<Device>("/v1/devices/web", { device: deviceKey(d), target }));
+
 export const wake = (d: Device): Promise<unknown> => api.post("/v1/devices/wake", { device: deviceKey(d) });
 
 // exitOf sends one device through an exit, "direct", "block", or ("") as its rows say without it.

@@ -167,6 +167,80 @@ export interface Whois {
   via?: string;
   device?: Device;
 }
+// Drop is the files that members send here, and those that leave from here: GET /v1/drop.
+export interface Drop {
+  // where files land, as the owner chose; "": in the inbox
+  folder?: string;
+  // why none can land there now
+  missing?: string;
+  // bytes that all of it may have; 0: as many as there is room for
+  quota: number;
+  // bytes that it has, with what is under way
+  used: number;
+  // bytes that its file system has to give
+  free: number;
+  // bytes of those that are left alone
+  keepFree: number;
+  // of the inbox, or what arrived in the folder lately; the newest first
+  files: DropFile[] | null;
+  // under way, the oldest first
+  transfers: DropTransfer[] | null;
+  // members who take files from here now, by name
+  targets: string[] | null;
+  // what at home may send, as it stands in drop.from
+  from: string[] | null;
+  // where it sends them to: http://drop.cabin.mesh.internal
+  address?: string;
+}
+// DropFile is a file that arrived.
+export interface DropFile {
+  name: string;
+  // bytes
+  size: number;
+  // the member who sent it; "": not known any more
+  from?: string;
+  at: string;
+}
+// DropTransfer is a file under way.
+export interface DropTransfer {
+  id: number;
+  name: string;
+  // from here; else to here
+  sending?: boolean;
+  // the member at its other end
+  peer: string;
+  // bytes; -1: not known before its end
+  size: number;
+  // bytes of those
+  done: number;
+  since: string;
+  // for others to end first
+  waits?: boolean;
+}
+// DropRequest is the body of POST /v1/drop/remove.
+export interface DropRequest {
+  name: string;
+}
+// DropFolder is the body of POST /v1/drop/folder.
+export interface DropFolder {
+  // absolute; "": the inbox
+  folder: string;
+}
+// DropAllow is the body of POST /v1/drop/allow.
+export interface DropAllow {
+  // a MAC, an address or a name of something at home; "lan": all of it
+  device: string;
+  allow: boolean;
+}
+// DropSent is the answer to PUT /v1/drop/send.
+export interface DropSent {
+  // the member who has it
+  to: string;
+  // as it was sent
+  name: string;
+  // bytes
+  size: number;
+}
 // Exits is how this home uses the internet by exits, and whether it is one.
 export interface Exits {
   // members may use the internet from here

@@ -2,7 +2,7 @@
 import type { JSX } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import * as api from "../api";
-import { exitOf, expose, rename } from "../deeds";
+import { exitOf, expose, rename, serve } from "../deeds";
 import { Icon, kindIcon } from "../icons";
 import { known, t, tn, tr } from "../i18n";
 import { useView } from "../live";
@@ -63,7 +63,24 @@ function InMesh({ of: d }: { of: Device }): JSX.Element {
         </>
       )}
       {m && !m.all && <Limits key={(m.ports ?? []).join()} of={d} />}
+      {m && !m.all && <Web key={m.web?.target} of={d} />}
     </Card>
+  );
+}
+
+// Web is whether this router answers for its web pages, with a certificate.
+function Web({ of: d }: { of: Device }): JSX.Element {
+  const web = d.mesh?.web;
+  const [target, setTarget] = useState(web?.target ?? "");
+  return (
+    <>
+      <h3>{t("web")}</h3>
+      <p class="hint">{t("web.text")}</p>
+      {web && (web.url ? <Copy text={web.url} what={t("web.at")} /> : <p class="notice warn">{t("web.notyet")}</p>)}
+      <Form button={t("save")} done={t("saved")} send={() => serve(d, target.trim())}>
+        <Field label={t("web.port")} value={target} set={setTarget} hint={t("web.port.hint")} placeholder="80" />
+      </Form>
+    </>
   );
 }
 

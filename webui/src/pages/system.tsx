@@ -10,6 +10,7 @@ import type { LogLine, Page, Settings } from "../status";
 import { chooseTheme, theme, type Theme } from "../theme";
 import { change, changeUnsure } from "../trial";
 import { clock, date } from "../words";
+import { CertificatesCard } from "./certificates";
 import { UpdateCard } from "./update";
 import { JoinForm } from "./wizard";
 
@@ -22,6 +23,7 @@ export function SystemPage({ page, setPage }: { page: Page; setPage: (p: Page) =
       {may && <MeshCard />}
       {may && <SettingsCards />}
       <UpdateCard page={page} />
+      <CertificatesCard />
       {may && <Copies />}
       <Checks />
       {may && <Log />}
