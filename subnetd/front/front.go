@@ -19,7 +19,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/netip"
 	"slices"
 	"sync"
@@ -100,16 +99,17 @@ func (s *Site) equal(o *Site) bool {
 
 // Server is the listener, a task.
 type Server struct {
-	cfg   Config
-	http  *http.Server
-	tls   *tls.Config
-	proxy *httputil.ReverseProxy
-	ways  *http.Transport // to devices
-	certs certs
-	meant func(*net.TCPConn) (netip.AddrPort, error) // by conntrack, but for tests
-	now   atomic.Pointer[inForce]
-	wake  chan struct{} // one slot: look at now again
-	conns quota.Conns
+	cfg  Config
+	http *http.Server
+	tls  *tls.Config
+	ways *http.Transport // to devices
+	// buffers are of what is on its way from them.
+	buffers sync.Pool
+	certs   certs
+	meant   func(*net.TCPConn) (netip.AddrPort, error) // by conntrack, but for tests
+	now     atomic.Pointer[inForce]
+	wake    chan struct{} // one slot: look at now again
+	conns   quota.Conns
 
 	mu   sync.Mutex // guards open
 	open map[*conn]struct{}
@@ -127,10 +127,6 @@ func New(cfg Config) *Server {
 	s.certs = certs{leaf: cfg.Leaf, now: cfg.Now, trouble: cfg.Trouble, have: map[string]kept{}}
 	s.tls = &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: s.certificate}
 	s.ways = s.transport()
-	s.proxy = &httputil.ReverseProxy{
-		Rewrite: s.rewrite, Transport: s.ways, ErrorHandler: s.silent, BufferPool: &buffers{},
-		ErrorLog: log.New(io.Discard, "", 0),
-	}
 	s.http = &http.Server{
 		Handler: s, ConnContext: connected,
 		ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: mostHeader,

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -38,6 +39,26 @@ func app() http.Handler {
 		_, _ = io.WriteString(w, "first\n")
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
+	})
+	mux.HandleFunc("GET /half", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "10")
+		_, _ = io.WriteString(w, "half!")
+	})
+	mux.HandleFunc("GET /trailer", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Trailer", "X-Sum")
+		w.Header().Set("Connection", "X-Mine")
+		w.Header().Set("X-Mine", "for one connection")
+		w.WriteHeader(http.StatusTeapot)
+		_, _ = io.WriteString(w, "all")
+		w.Header().Set("X-Sum", "5")
+	})
+	mux.HandleFunc("GET /other", func(w http.ResponseWriter, _ *http.Request) {
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n")
 	})
 	return mux
 }
@@ -193,6 +214,37 @@ func liveLine(t *testing.T, c net.Conn, request string) string {
 		t.Fatal(err)
 	}
 	return line
+}
+
+// What a device answers arrives whole or not at all, without what was for the router.
+func TestAnswers(t *testing.T) {
+	r := newRig(t, app())
+	ask := func(path string, h http.Header) (*http.Response, error) {
+		q, err := http.NewRequest(http.MethodGet, "https://nas.mesh"+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		maps.Copy(q.Header, h)
+		return r.ask(phone, nas443, "nas.mesh", q)
+	}
+	if res, err := ask("/half", nil); err == nil {
+		t.Errorf("half an answer looks whole: %v", res)
+	}
+	res, err := ask("/trailer", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.StatusCode != http.StatusTeapot || res.Trailer.Get("X-Sum") != "5" || res.Header.Get("X-Mine") != "" {
+		t.Errorf("%s %v, trailer %v", res.Status, res.Header, res.Trailer)
+	}
+	res, err = ask("/other", http.Header{"Connection": {"keep-alive, UPGRADE"}, "Upgrade": {"websocket"}})
+	if err != nil || res.StatusCode != http.StatusBadGateway {
+		t.Errorf("another protocol than was asked for: %v, %v", res, err)
+	}
+	q, _ := http.NewRequest(http.MethodConnect, "http://nas.mesh", nil)
+	if res, err := r.ask(phone, r.itself(), "", q); err != nil || res.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("it is a proxy: %v, %v", res, err)
+	}
 }
 
 // What the rules do not let any more, and what is served elsewhere now, is closed at

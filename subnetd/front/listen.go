@@ -29,6 +29,7 @@ func (s *Server) serve(ctx context.Context) error {
 			_ = ln.Close()
 		}
 		_ = s.http.Close()
+		s.Set(Settings{}) // ends what has changed its protocol
 		s.ways.CloseIdleConnections()
 		served.Wait()
 	}()

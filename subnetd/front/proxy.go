@@ -5,15 +5,15 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -39,7 +39,7 @@ func (s *Server) transport() *http.Transport {
 
 var errGone = errors.New("it is not served any more")
 
-// dial reaches a device, named as rewrite does, where it is now.
+// dial reaches a device, named as outgoing does, where it is now.
 func (s *Server) dial(ctx context.Context, network, name string) (net.Conn, error) {
 	full, _, _ := net.SplitHostPort(name)
 	sites := s.now.Load().Sites
@@ -58,30 +58,166 @@ func (s *Server) dial(ctx context.Context, network, name string) (net.Conn, erro
 	return nil, err
 }
 
-// rewrite makes the request to a device of one that came. Of what tells who calls and by
-// which way nothing is taken over from outside: hop-by-hop headers, which may name any
-// other, are gone by now.
-func (s *Server) rewrite(p *httputil.ProxyRequest) {
-	c := p.In.Context().Value(contextKey{}).(*conn)
-	p.Out.URL.Scheme = c.site.Scheme
-	p.Out.URL.Host = net.JoinHostPort(c.site.Names[0], strconv.Itoa(int(c.site.Port)))
-	for name := range p.Out.Header {
+// ask has a device answer a request.
+func (s *Server) ask(w http.ResponseWriter, r *http.Request, c *conn) {
+	out := s.outgoing(r, c)
+	if out.Body != nil { // the transport may still read it when it has an answer
+		defer out.Body.Close()
+	}
+	res, err := s.ways.RoundTrip(out)
+	if err != nil {
+		s.cfg.Log.Debug("a device does not answer", "device", c.site.Names[0], "err", err)
+		http.Error(w, c.site.Names[0]+" does not answer at its port "+strconv.Itoa(int(c.site.Port))+".", http.StatusBadGateway)
+		return
+	}
+	defer res.Body.Close()
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		s.join(w, out, res)
+		return
+	}
+	hop(res.Header)
+	h := w.Header()
+	maps.Copy(h, res.Header)
+	for name := range res.Trailer {
+		h.Add("Trailer", name)
+	}
+	w.WriteHeader(res.StatusCode)
+	if err := s.pass(w, res); err != nil {
+		panic(http.ErrAbortHandler) // half an answer shall not look like a whole one
+	}
+	maps.Copy(h, res.Trailer)
+}
+
+// outgoing makes the request to a device of one that came. Of what tells who calls and by
+// which way nothing is taken over from outside.
+func (s *Server) outgoing(r *http.Request, c *conn) *http.Request {
+	to := *r.URL
+	to.Scheme, to.Host = c.site.Scheme, net.JoinHostPort(c.site.Names[0], strconv.Itoa(int(c.site.Port)))
+	h := r.Header.Clone()
+	upgrade := upgradeOf(h)
+	hop(h)
+	for name := range h {
 		if reserved(name) {
-			delete(p.Out.Header, name)
+			delete(h, name)
 		}
 	}
-	p.Out.Trailer = nil
-	p.Out.Header.Set("X-Forwarded-For", c.from.String())
-	p.Out.Header.Set("X-Forwarded-Host", p.In.Host)
-	p.Out.Header.Set("X-Forwarded-Proto", "http")
-	if c.secure {
-		p.Out.Header.Set("X-Forwarded-Proto", "https")
+	if upgrade != "" {
+		h.Set("Connection", "Upgrade")
+		h.Set("Upgrade", upgrade)
 	}
-	if who, ok := s.cfg.Who(c.from); ok && c.site.called(hostOf(p.In)) {
-		p.Out.Header.Set("Tailscale-User-Login", encoded(who.Login))
-		p.Out.Header.Set("Tailscale-User-Name", encoded(cmp.Or(who.Name, who.Login)))
-		p.Out.Header.Set("Tailscale-User-Profile-Pic", encoded(who.Picture))
-		p.Out.Header.Set("Tailscale-Headers-Info", "https://tailscale.com/s/serve-headers")
+	if _, ok := h["User-Agent"]; !ok {
+		h.Set("User-Agent", "") // else it would be ours
+	}
+	h.Set("X-Forwarded-For", c.from.String())
+	h.Set("X-Forwarded-Host", r.Host)
+	h.Set("X-Forwarded-Proto", "http")
+	if c.secure {
+		h.Set("X-Forwarded-Proto", "https")
+	}
+	if who, ok := s.cfg.Who(c.from); ok && c.site.called(hostOf(r)) {
+		h.Set("Tailscale-User-Login", encoded(who.Login))
+		h.Set("Tailscale-User-Name", encoded(cmp.Or(who.Name, who.Login)))
+		h.Set("Tailscale-User-Profile-Pic", encoded(who.Picture))
+		h.Set("Tailscale-Headers-Info", "https://tailscale.com/s/serve-headers")
+	}
+	out := &http.Request{Method: r.Method, URL: &to, Host: r.Host, Header: h, Body: r.Body, ContentLength: r.ContentLength}
+	if r.ContentLength == 0 {
+		out.Body = nil
+	}
+	return out.WithContext(r.Context())
+}
+
+// hop takes out what is for one connection only: RFC 9110, 7.6.1.
+func hop(h http.Header) {
+	for _, list := range h["Connection"] {
+		for name := range strings.SplitSeq(list, ",") {
+			h.Del(strings.TrimSpace(name))
+		}
+	}
+	for _, name := range [...]string{"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+		delete(h, name)
+	}
+}
+
+// upgradeOf is the protocol that a connection is to change to; "": none.
+func upgradeOf(h http.Header) string {
+	for _, list := range h["Connection"] {
+		for name := range strings.SplitSeq(list, ",") {
+			if strings.EqualFold(strings.TrimSpace(name), "upgrade") {
+				return h.Get("Upgrade")
+			}
+		}
+	}
+	return ""
+}
+
+// pass sends on what a device answers. Of what has no length each piece goes at once: it
+// may be all for a while.
+func (s *Server) pass(w http.ResponseWriter, res *http.Response) error {
+	live := res.ContentLength < 0
+	rc := http.NewResponseController(w)
+	if live {
+		_ = rc.Flush()
+	}
+	buf, ok := s.buffers.Get().(*[bufferSize]byte)
+	if !ok {
+		buf = new([bufferSize]byte)
+	}
+	defer s.buffers.Put(buf)
+	for {
+		n, err := res.Body.Read(buf[:])
+		if n > 0 {
+			if _, err := w.Write(buf[:n]); err != nil {
+				return err
+			}
+			if live {
+				_ = rc.Flush()
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// bufferSize is in bytes.
+const bufferSize = 32 << 10
+
+// join makes one connection of two, for a protocol that both have agreed on.
+func (s *Server) join(w http.ResponseWriter, out *http.Request, res *http.Response) {
+	back, ok := res.Body.(io.ReadWriteCloser)
+	if !ok || !strings.EqualFold(upgradeOf(res.Header), upgradeOf(out.Header)) {
+		http.Error(w, "the device speaks another protocol than was asked for", http.StatusBadGateway)
+		return
+	}
+	front, both, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, "this connection cannot change its protocol", http.StatusBadGateway)
+		return
+	}
+	_ = front.SetDeadline(time.Time{})
+	_, _ = both.WriteString("HTTP/1.1 101 Switching Protocols\r\n")
+	_ = res.Header.Write(both)
+	_, _ = both.WriteString("\r\n")
+	err = both.Flush()
+	ended := make(chan struct{}, 2)
+	if err == nil {
+		go func() {
+			_, _ = io.Copy(back, both.Reader)
+			ended <- struct{}{}
+		}()
+		go func() {
+			_, _ = io.Copy(front, back)
+			ended <- struct{}{}
+		}()
+		<-ended
+	}
+	_, _ = front.Close(), back.Close()
+	if err == nil {
+		<-ended
 	}
 }
 
@@ -109,24 +245,3 @@ func encoded(s string) string {
 	}
 	return mime.QEncoding.Encode("utf-8", s)
 }
-
-// silent answers for a device that does not.
-func (s *Server) silent(w http.ResponseWriter, r *http.Request, err error) {
-	c := r.Context().Value(contextKey{}).(*conn)
-	s.cfg.Log.Debug("a device does not answer", "device", c.site.Names[0], "err", err)
-	http.Error(w, c.site.Names[0]+" does not answer at its port "+strconv.Itoa(int(c.site.Port))+".", http.StatusBadGateway)
-}
-
-// buffers is a pool of them (httputil.BufferPool).
-type buffers struct{ sync.Pool }
-
-const bufferSize = 32 << 10 // bytes
-
-func (b *buffers) Get() []byte {
-	if have, ok := b.Pool.Get().(*[bufferSize]byte); ok {
-		return have[:]
-	}
-	return new([bufferSize]byte)[:]
-}
-
-func (b *buffers) Put(have []byte) { b.Pool.Put((*[bufferSize]byte)(have)) }

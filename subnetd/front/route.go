@@ -61,7 +61,11 @@ func (s *Server) device(w http.ResponseWriter, r *http.Request, c *conn) {
 		redirect(w, r, c.site.Names[0])
 		return
 	}
-	s.proxy.ServeHTTP(w, r)
+	if r.Method == http.MethodConnect {
+		http.Error(w, "a device is no proxy", http.StatusMethodNotAllowed)
+		return
+	}
+	s.ask(w, r, c)
 }
 
 // redirect sends a browser to https. What is no page of a browser is told so: it would
