@@ -194,7 +194,10 @@ func (x *devices) web(ctx context.Context, r status.DeviceWebRequest) (status.De
 // labelOf is the name in lan.devices of one that the owner exposed; "": he did not.
 func (s *shown) labelOf(d status.Device) string {
 	i := slices.IndexFunc(s.list, func(m mesh.Device) bool {
-		return m.MAC == d.MAC && (m.MAC != "" || slices.ContainsFunc(m.LAN, func(a netip.Addr) bool { return slices.Contains(d.Addresses, a) }))
+		if m.MAC == "" { // it is exposed by its addresses, whatever else is known of it
+			return slices.ContainsFunc(m.LAN, func(a netip.Addr) bool { return slices.Contains(d.Addresses, a) })
+		}
+		return m.MAC == d.MAC
 	})
 	if i < 0 {
 		return ""

@@ -12,6 +12,7 @@ import (
 	"subnetd/subnetd/host"
 	"subnetd/subnetd/lan"
 	"subnetd/subnetd/mesh"
+	"subnetd/subnetd/plan"
 	"subnetd/subnetd/status"
 
 	"github.com/google/go-cmp/cmp"
@@ -76,6 +77,37 @@ func TestThingsAtHome(t *testing.T) {
 	}
 	if x := d.Devices[2]; x.Mesh != nil || x.Exit != "cabin.lab" || x.ExitRow != 1 || d.Devices[3].Exit != status.ExitDirect {
 		t.Errorf("%+v, %+v", x, d.Devices[3])
+	}
+}
+
+// Whose web pages are served is told by the name of lan.devices, also where a device is
+// exposed by its address, and known by its MAC.
+func TestServedDevices(t *testing.T) {
+	s := atHome()
+	s.list = append(s.list, mesh.Device{Name: "tv", LAN: ips("192.168.1.51")})
+	s.config.LAN.Web = []config.Served{{Name: "tv", Scheme: "http", Port: 80}, {Name: "printer", Scheme: "https", Port: 5001}}
+	s.plan.Web = []plan.Served{{Served: s.config.LAN.Web[1], Names: []string{"printer.lab", "printer.home.lab"}}}
+	for who, want := range map[string]struct {
+		label string
+		web   *status.DeviceWeb
+	}{
+		printerMAC:          {"printer", &status.DeviceWeb{URL: "https://printer.lab/", Target: "https:5001"}},
+		tvMAC:               {"tv", &status.DeviceWeb{Target: "http:80"}},
+		"192.168.1.51":      {"tv", &status.DeviceWeb{Target: "http:80"}},
+		nasMAC:              {"nas", nil},
+		"02:00:00:00:00:09": {"", nil},
+	} {
+		d, err := s.find(who)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var web *status.DeviceWeb
+		if d.Mesh != nil {
+			web = d.Mesh.Web
+		}
+		if diff := cmp.Diff(want.web, web); diff != "" || s.labelOf(d) != want.label {
+			t.Errorf("%s is %q, want %q %s", who, s.labelOf(d), want.label, diff)
+		}
 	}
 }
 
