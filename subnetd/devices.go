@@ -283,13 +283,15 @@ func (x *devices) silent(at netip.Addr, iface string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	all, _, err := x.reached(ctx)
-	if err != nil {
-		x.log.Warn("a device may sleep on", "mac", mac, "err", err)
-		return
-	}
-	if !slices.ContainsFunc(all, func(r host.Reach) bool { return r.To == at && r.Ago <= wakeFor }) {
-		return // somebody at home asked, or we did
+	if !x.d.front.Asked(at, wakeFor) { // for somebody who calls its web pages
+		all, _, err := x.reached(ctx)
+		if err != nil {
+			x.log.Warn("a device may sleep on", "mac", mac, "err", err)
+			return
+		}
+		if !slices.ContainsFunc(all, func(r host.Reach) bool { return r.To == at && r.Ago <= wakeFor }) {
+			return // somebody at home asked, or we did
+		}
 	}
 	x.mu.Lock()
 	x.woken[mac] = x.now()

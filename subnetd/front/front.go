@@ -111,8 +111,9 @@ type Server struct {
 	wake    chan struct{} // one slot: look at now again
 	conns   quota.Conns
 
-	mu   sync.Mutex // guards open
-	open map[*conn]struct{}
+	mu    sync.Mutex // guards all below
+	open  map[*conn]struct{}
+	asked map[netip.Addr]time.Time // when a device was last connected to for somebody
 }
 
 type inForce struct {
@@ -122,7 +123,7 @@ type inForce struct {
 
 // New gives a Server that does nothing before Set.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, meant: meant, wake: make(chan struct{}, 1), open: map[*conn]struct{}{}}
+	s := &Server{cfg: cfg, meant: meant, wake: make(chan struct{}, 1), open: map[*conn]struct{}{}, asked: map[netip.Addr]time.Time{}}
 	s.now.Store(&inForce{})
 	s.certs = certs{leaf: cfg.Leaf, now: cfg.Now, trouble: cfg.Trouble, have: map[string]kept{}}
 	s.tls = &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: s.certificate}
@@ -159,11 +160,27 @@ func (s *Server) Set(set Settings) {
 	}
 	if !slices.EqualFunc(was.Sites, next.Sites, func(a, b Site) bool { return a.equal(&b) }) {
 		s.ways.CloseIdleConnections()
+		clear(s.asked)
 	}
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
+}
+
+// Asked reports whether somebody's request was the reason to call a device at an address
+// of the LAN within that time: it may sleep.
+func (s *Server) Asked(at netip.Addr, within time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last, ok := s.asked[at]
+	return ok && s.cfg.Now().Sub(last) <= within
+}
+
+func (s *Server) asks(at netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked[at] = s.cfg.Now()
 }
 
 func same(a, b *Site) bool { return a == nil && b == nil || a != nil && b != nil && a.equal(b) }

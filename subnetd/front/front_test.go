@@ -291,6 +291,10 @@ func TestSetCuts(t *testing.T) {
 
 func TestSilentDevice(t *testing.T) {
 	r := newRig(t, app())
+	at := netip.MustParseAddr("127.0.0.1")
+	if r.Asked(at, patience) {
+		t.Error("a device is called for nobody")
+	}
 	next := r.set
 	site := next.Sites[0]
 	gone := listen(t)
@@ -300,6 +304,12 @@ func TestSilentDevice(t *testing.T) {
 	r.Set(next)
 	if got := r.get(phone, nas443, "https://nas.mesh/"); !strings.HasPrefix(got, "502 nas.mesh does not answer at its port ") {
 		t.Error(got)
+	}
+	if !r.Asked(at, patience) || r.Asked(netip.MustParseAddr("127.0.0.2"), patience) {
+		t.Error("it is not known which device was called")
+	}
+	if r.later(patience + 1); r.Asked(at, patience) {
+		t.Error("a device is called for ever")
 	}
 }
 

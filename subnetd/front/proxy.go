@@ -50,6 +50,7 @@ func (s *Server) dial(ctx context.Context, network, name string) (net.Conn, erro
 	err := errGone
 	for _, m := range sites[i].Maps {
 		var c net.Conn
+		s.asks(m.LAN)
 		d := net.Dialer{Timeout: dialTimeout}
 		if c, err = d.DialContext(ctx, network, net.JoinHostPort(m.LAN.String(), strconv.Itoa(int(sites[i].Port)))); err == nil {
 			return c, nil
