@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"subnetd/subnetd/coord"
 	"subnetd/subnetd/front"
@@ -77,21 +78,17 @@ func frontSettings(p plan.Plan, f host.Facts, nm *mesh.Netmap) front.Settings {
 	return s
 }
 
-// caller is whose device asks, where that is a person's and nobody else's.
 func (d *daemon) caller(a netip.Addr) (front.Caller, bool) {
-	return callerAt(d.engine.Netmap(), a, func(a netip.Addr) (string, bool) {
-		m, ok := d.memberAt(a)
-		return m.User, ok && m.User != ""
-	})
+	return callerAt(d.engine.Netmap(), a, d.clock.now())
 }
 
-// callerAt is what is told of the user at an address.
-func callerAt(nm *mesh.Netmap, a netip.Addr, user func(netip.Addr) (string, bool)) (front.Caller, bool) {
-	login, ok := user(a)
-	if !ok || nm == nil {
+// callerAt is whose device has an address, where that is a person's and nobody else's.
+func callerAt(nm *mesh.Netmap, a netip.Addr, now time.Time) (front.Caller, bool) {
+	m, ok := memberAt(nm, a, now, false)
+	if !ok || m.User == "" {
 		return front.Caller{}, false
 	}
-	c := front.Caller{Login: login}
+	c := front.Caller{Login: m.User}
 	if i := slices.IndexFunc(nm.Peers, func(n mesh.Node) bool { return n.HasAddr(a) }); i >= 0 {
 		p := nm.People[nm.Peers[i].User]
 		c.Name, c.Picture = p.Name, p.Picture
