@@ -58,10 +58,17 @@ type nonces struct {
 
 func (n *nonces) make() string {
 	delete(n.there, n.ring[n.next])
-	s := rand.Text()
+	s := newToken()
 	n.ring[n.next], n.there[s] = s, true
 	n.next = (n.next + 1) % maxNonces
 	return s
+}
+
+// newToken is what nobody guesses, as JOSE writes bytes: some clients write it anew.
+func newToken() string {
+	var b [24]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return b64.EncodeToString(b[:])
 }
 
 func (n *nonces) use(s string) bool {

@@ -371,3 +371,18 @@ func TestProvingTakesTime(t *testing.T) {
 		t.Error(got.body)
 	}
 }
+
+// certbot reads nonces and tokens as bytes, and writes them again.
+func TestTokens(t *testing.T) {
+	r := newRaw(t, "ES256")
+	var body authzBody
+	path := strings.TrimPrefix(r.ask("new-order", forNAS).Header.Get("Location"), r.front.URL+"/acme/")
+	if err := json.Unmarshal([]byte(r.ask(path+"/0", "").body), &body); err != nil || len(body.Challenges) != 2 {
+		t.Fatal(err)
+	}
+	for _, text := range []string{r.nonce(), body.Challenges[0].Token} {
+		if b, err := b64.DecodeString(text); err != nil || len(b) < 16 || b64.EncodeToString(b) != text {
+			t.Errorf("%q becomes %q (%v)", text, b64.EncodeToString(b), err)
+		}
+	}
+}

@@ -157,7 +157,7 @@ func (a *ACME) newOrder(r *request) (reply, error) {
 			return reply{}, err
 		}
 		if !slices.ContainsFunc(o.authz, func(z authz) bool { return z.name == name }) {
-			o.authz = append(o.authz, authz{name: name, token: rand.Text(), status: pending})
+			o.authz = append(o.authz, authz{name: name, token: newToken(), status: pending})
 		}
 	}
 	a.mu.Lock()
