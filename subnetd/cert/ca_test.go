@@ -209,7 +209,9 @@ func TestIssue(t *testing.T) {
 // There is an end to what is remembered: what was renewed goes first.
 func TestForgets(t *testing.T) {
 	w := newWorld(t)
-	b := w.ca().book
+	cfg := w.config()
+	cfg.Store.Save = func(string, any) error { return nil }
+	b := New(cfg).book
 	give := func(name string) {
 		b.issued(&x509.Certificate{SerialNumber: newSerial(), DNSNames: []string{name}, NotAfter: noon.Add(Life)}, "")
 		w.now = w.now.Add(time.Second)
