@@ -318,7 +318,7 @@ func (a *ACME) proveNow(r *request, o *order, z *authz, way string) error {
 		z.status, z.err = invalid, wrong
 		o.fail(wrong)
 	default:
-		z.status, z.since = statusValid, a.now().UTC()
+		z.status, z.since = statusValid, a.now().UTC().Truncate(time.Second)
 		if !slices.ContainsFunc(o.authz, func(z authz) bool { return z.status != statusValid }) && o.status == pending {
 			o.status = ready
 		}
