@@ -119,11 +119,13 @@ func (d *daemon) openKernel(id *state.Identity, fw *firewall.Firewall) (host.Por
 
 // shares has nftables share the port, and sees whether it does. A machine that is busy
 // is tried again; where it has worked before, as there is an interface of ours, for
-// longer: to give up takes away what carries packets meanwhile.
+// longer: to give up takes away what carries packets meanwhile. A router that boots may
+// take seconds for the first transaction, and would be slow from then on if that were the end.
 func shares(u *underlay.Underlay, fw *firewall.Firewall, s host.PortShare, exits *doors, worked bool) error {
-	tries, limit := 2, 5*time.Second
+	const limit = 30 * time.Second
+	tries := 2
 	if worked {
-		tries, limit = 20, 30*time.Second
+		tries = 20
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
