@@ -12,8 +12,8 @@ import (
 )
 
 // TestPowerCuts cuts the power again and again: in operation, while files, the daemon's state and updates are written, and during
-// boots, also of a system that is tried and of one that does not come up. SUBNETD_CUTS times, seeded by SUBNETD_SEED; runs
-// with other seeds add up. After every cut the file system is whole, every boot that is not cut comes up, and the router
+// boots, also of a system that is tried and of one that does not come up. SUBNETD_CUTS times, seeded by SUBNETD_SEED, or until
+// the test's deadline leaves no time for another round; runs with other seeds add up. After every cut the file system is whole, every boot that is not cut comes up, and the router
 // is the one that it was.
 func TestPowerCuts(t *testing.T) {
 	cuts, seed := times(t, "SUBNETD_CUTS", 3), uint64(times(t, "SUBNETD_SEED", int(time.Now().Unix())))
@@ -30,10 +30,11 @@ func TestPowerCuts(t *testing.T) {
 	boot := b.Up()
 	identity := b.identity()
 	seen := map[string]int{}
-	for n := 0; n < cuts; {
+	n := 0
+	for n < cuts && b.time(3*boot) {
 		b.write(images[rng.IntN(2)]) // the record is written by the small one each second, by the large one now and then
 		n = b.cutWithin(rng, n, 15*time.Second, "in operation")
-		for n < cuts && rng.IntN(2) == 0 {
+		for n < cuts && rng.IntN(2) == 0 && b.time(3*boot) {
 			b.Power()
 			n = b.cutWithin(rng, n, boot, "during a boot")
 		}
@@ -49,7 +50,13 @@ func TestPowerCuts(t *testing.T) {
 		}
 		t.Logf("%d cuts: up %v after the power came on", n, boot.Round(time.Second))
 	}
-	t.Logf("%d cuts, seed %d; boots that said: %v", cuts, seed, seen)
+	t.Logf("%d cuts, seed %d; boots that said: %v", n, seed, seen)
+}
+
+// time reports whether there is so much until the test's deadline.
+func (b *testBox) time(need time.Duration) bool {
+	deadline, ok := b.t.Deadline()
+	return !ok || time.Until(deadline) > need
 }
 
 // identity is the digest of the node's keys.
