@@ -190,14 +190,15 @@ func choose(dev string) (b disk.Booted, err error) {
 // hangs before is ended by it.
 func guardTrial() {
 	fmt.Println("stage1: this system is tried once")
-	if all, err := modules.Below(filepath.Join(newRoot, "lib/modules")); err == nil {
+	all, err := modules.Below(filepath.Join(newRoot, "lib/modules"))
+	if err == nil {
 		err = all.LoadWith("softdog", "soft_margin=120")
-		if err == nil {
-			err = startWatchdog()
-		}
-		if err != nil {
-			fmt.Println("stage1: without a watchdog:", err)
-		}
+	}
+	if err == nil {
+		err = startWatchdog()
+	}
+	if err != nil {
+		fmt.Println("stage1: without a watchdog:", err)
 	}
 }
 
