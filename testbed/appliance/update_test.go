@@ -115,20 +115,21 @@ func (b *testBox) wantSlot(slot, note string) {
 	}
 }
 
-// withInit is an image whose init is another script, or that has none, and the head of a true one.
-func withInit(t *testing.T, good []byte, init string) []byte {
+// withInit is an image whose init is another script, or that has none, and the head of a true one; of the true root it has what
+// these patterns say.
+func withInit(t *testing.T, good []byte, init string, also ...string) []byte {
 	t.Helper()
 	dir := t.TempDir()
-	for _, name := range []string{"proc", "sys", "dev", "run", "bin", "sbin"} {
+	unsquash := append([]string{"-q", "-n", "-f", "-d", dir, imageOf(t, "root"), "sbin/busybox"}, also...)
+	if out, err := exec.Command("unsquashfs", unsquash...).CombinedOutput(); err != nil {
+		t.Fatalf("unsquashfs: %v: %s", err, out)
+	}
+	for _, name := range []string{"proc", "sys", "dev", "run", "bin"} {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	from := filepath.Join(t.TempDir(), "root")
-	if out, err := exec.Command("unsquashfs", "-q", "-n", "-d", from, imageOf(t, "root"), "sbin/busybox").CombinedOutput(); err != nil {
-		t.Fatalf("unsquashfs: %v: %s", err, out)
-	}
-	if err := os.Rename(filepath.Join(from, "sbin/busybox"), filepath.Join(dir, "bin/busybox")); err != nil {
+	if err := os.Rename(filepath.Join(dir, "sbin/busybox"), filepath.Join(dir, "bin/busybox")); err != nil {
 		t.Fatal(err)
 	}
 	if init != "" {
