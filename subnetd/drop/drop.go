@@ -12,8 +12,10 @@
 package drop
 
 import (
+	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -24,37 +26,39 @@ import (
 	"subnetd/subnetd/status"
 )
 
-// Why a file is not taken; all but the first are the receiver's trouble.
-var (
-	ErrName    = errors.New("that is no name for a file")
-	ErrMayNot  = errors.New("you may not send files to this node: it takes them from nodes of its own user, and from whom the policy grants " + mesh.CapSend)
-	ErrTaken   = errors.New("there are files of that name already")
-	ErrOffset  = errors.New("there is nothing to go on from")
-	ErrBusy    = errors.New("too many files are under way: try again later")
-	ErrMoved   = errors.New("the sender goes on with this file by another connection")
-	ErrPlace   = errors.New("the folder for files is not there")
-	ErrFull    = errors.New("there is not enough free space on the disk")
-	ErrQuota   = errors.New("this is more than the quota has room for")
-	ErrUnknown = errors.New("there is no such file")
-	ErrDisk    = errors.New("the disk failed")
-)
-
-// codes is how these are said by HTTP.
-var codes = []struct {
-	err  error
+// Error is why a file does not go where it should.
+type Error struct {
+	text string
 	code int
-}{
-	{ErrName, http.StatusBadRequest}, {ErrMayNot, http.StatusForbidden}, {ErrUnknown, http.StatusNotFound},
-	{ErrTaken, http.StatusConflict}, {ErrOffset, http.StatusRequestedRangeNotSatisfiable}, {ErrMoved, http.StatusConflict},
-	{ErrBusy, http.StatusServiceUnavailable}, {ErrPlace, http.StatusServiceUnavailable},
-	{ErrFull, http.StatusInsufficientStorage}, {ErrQuota, http.StatusInsufficientStorage},
 }
 
+func (e *Error) Error() string { return e.text }
+
+// HTTPStatus is how that is said by HTTP.
+func (e *Error) HTTPStatus() int { return e.code }
+
+// What these functions return, wrapped or not.
+var (
+	ErrName    error = &Error{"that is no name for a file", http.StatusBadRequest}
+	ErrMayNot  error = &Error{"you may not send files to this node: it takes them from nodes of its own user, and from whom the policy grants " + mesh.CapSend, http.StatusForbidden}
+	ErrTaken   error = &Error{"there are files of that name already", http.StatusConflict}
+	ErrOffset  error = &Error{"there is nothing to go on from", http.StatusRequestedRangeNotSatisfiable}
+	ErrBusy    error = &Error{"too many files are under way: try again later", http.StatusServiceUnavailable}
+	ErrMoved   error = &Error{"the sender goes on with this file by another connection", http.StatusConflict}
+	ErrPlace   error = &Error{"the folder for files is not there", http.StatusServiceUnavailable}
+	ErrFull    error = &Error{"there is not enough free space on the disk", http.StatusInsufficientStorage}
+	ErrQuota   error = &Error{"this is more than the quota has room for", http.StatusInsufficientStorage}
+	ErrUnknown error = &Error{"there is no such file", http.StatusNotFound}
+	ErrDisk    error = &Error{"the disk failed", http.StatusInternalServerError}
+	ErrNobody  error = &Error{"there is no such node in the mesh", http.StatusNotFound}
+	ErrNoFiles error = &Error{"it takes no files", http.StatusForbidden}
+	ErrSilent  error = &Error{"it does not answer", http.StatusBadGateway}
+)
+
 func code(err error) int {
-	for _, c := range codes {
-		if errors.Is(err, c.err) {
-			return c.code
-		}
+	var e *Error
+	if errors.As(err, &e) {
+		return e.code
 	}
 	return http.StatusInternalServerError
 }
@@ -65,6 +69,7 @@ type Config struct {
 	Memory Memory // as it was last saved
 	Save   func(Memory) error
 	Netmap func() *mesh.Netmap // nil: we are in no mesh
+	Dial   func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Changed is told that what Show gives is another, at most twice a second while files
 	// are under way.
 	Changed func()

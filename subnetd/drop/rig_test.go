@@ -56,6 +56,7 @@ type rig struct {
 	url     string
 	now     atomic.Int64
 	changes atomic.Int64
+	came    atomic.Int64 // bytes of bodies
 	saved   atomic.Pointer[Memory]
 	nm      atomic.Pointer[mesh.Netmap]
 }
@@ -67,18 +68,36 @@ func newRig(t *testing.T, set Settings) *rig {
 	r.s = New(Config{
 		Inbox: r.inbox, Save: func(m Memory) error { r.saved.Store(&m); return nil }, Netmap: r.nm.Load,
 		Changed: func() { r.changes.Add(1) }, Now: func() time.Time { return time.Now().Add(time.Duration(r.now.Load())) },
-		Log: slog.New(slog.DiscardHandler),
+		Dial: (&net.Dialer{}).DialContext, Log: slog.New(slog.DiscardHandler),
 	})
 	r.s.Set(set)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		i := slices.IndexFunc([]mesh.Node{phone, laptop, guest}, func(n mesh.Node) bool { return n.Name == q.Header.Get("From") })
-		r.s.Receive(w, q, []mesh.Node{phone, laptop, guest}[i])
+		from := phone
+		for _, n := range []mesh.Node{laptop, guest} {
+			if n.Name == q.Header.Get("From") {
+				from = n
+			}
+		}
+		q.Body = &tap{q.Body, &r.came}
+		r.s.Receive(w, q, from)
 	}))
 	srv.Config.ReadTimeout, srv.Config.WriteTimeout = 10*time.Second, 20*time.Second
 	srv.Start()
 	t.Cleanup(srv.Close)
 	r.url = srv.URL
 	return r
+}
+
+// tap counts what is read of a body.
+type tap struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (x *tap) Read(b []byte) (int, error) {
+	n, err := x.ReadCloser.Read(b)
+	x.n.Add(int64(n))
+	return n, err
 }
 
 // do sends a request of a member, and gives the answer and its text.
