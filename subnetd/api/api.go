@@ -42,6 +42,7 @@ type Funcs struct {
 	Page         Page
 	System       System
 	Certificates Certificates
+	Drop         Drop
 }
 
 // ErrUnknownPeer is returned by Funcs.Ping, and arrives at the client as text.

@@ -119,7 +119,7 @@ func (r route) needs() Asker {
 }
 
 // forOwner is what only the owner may see.
-var forOwner = []string{"/v1/debug/{what}", "/v1/settings", "/v1/devices/log", "/v1/home/keys", "/v1/home/policy"}
+var forOwner = []string{"/v1/debug/{what}", "/v1/settings", "/v1/devices/log", "/v1/home/keys", "/v1/home/policy", "/v1/drop", "/v1/drop/file"}
 
 // SetPassword makes a password the page's.
 func (c *Client) SetPassword(ctx context.Context, password string) error {

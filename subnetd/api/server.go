@@ -144,7 +144,7 @@ type route struct {
 }
 
 func (s *Server) routes() []route {
-	return slices.Concat(s.homeRoutes(), s.exitRoutes(), s.deviceRoutes(), s.pageRoutes(), s.systemRoutes(), s.certRoutes(), []route{
+	return slices.Concat(s.homeRoutes(), s.exitRoutes(), s.deviceRoutes(), s.pageRoutes(), s.systemRoutes(), s.certRoutes(), s.dropRoutes(), []route{
 		{"GET", "/v1/status", 0, s.status},
 		{"GET", "/v1/watch", 0, s.watch},
 		{"POST", "/v1/up", checkTimeout, s.up},
@@ -217,6 +217,7 @@ func (b badRequest) Unwrap() error { return b.error }
 func code(err error) int {
 	var tooBig *http.MaxBytesError
 	var bad badRequest
+	var said interface{ HTTPStatus() int }
 	switch {
 	case errors.As(err, &tooBig):
 		return http.StatusRequestEntityTooLarge
@@ -227,6 +228,8 @@ func code(err error) int {
 	case errors.Is(err, ErrUnknownPeer), errors.Is(err, ErrUnknownDevice), errors.Is(err, ErrUnknownNode), errors.Is(err, ErrUnknownCode), errors.Is(err, ErrUnknownKey),
 		errors.Is(err, ErrNoSystem), errors.Is(err, ErrUnknownName):
 		return http.StatusNotFound
+	case errors.As(err, &said):
+		return said.HTTPStatus()
 	case errors.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout
 	}

@@ -57,7 +57,7 @@ func (s *Server) update(w http.ResponseWriter, q *http.Request) (any, error) {
 	case size > MaxImage:
 		return nil, fmt.Errorf("no image is that large: %w", &http.MaxBytesError{Limit: MaxImage})
 	}
-	in := upload{q.Body, http.NewResponseController(w)}
+	in := upload{q.Body, http.NewResponseController(w), stallTimeout}
 	done, err := s.funcs.System.Update(q.Context(), sum, in, size)
 	if err != nil {
 		in.drain()
@@ -67,13 +67,14 @@ func (s *Server) update(w http.ResponseWriter, q *http.Request) (any, error) {
 
 // upload is a body that may take as long as some of it comes.
 type upload struct {
-	body io.Reader
-	conn *http.ResponseController
+	body  io.Reader
+	conn  *http.ResponseController
+	stall time.Duration // in which some of it must
 }
 
 // Read implements io.Reader.
 func (u upload) Read(b []byte) (int, error) {
-	_ = u.conn.SetReadDeadline(time.Now().Add(stallTimeout)) // always there on a socket
+	_ = u.conn.SetReadDeadline(time.Now().Add(u.stall)) // always there on a socket
 	n, err := u.body.Read(b)
 	if errors.Is(err, io.EOF) {
 		_ = u.conn.SetReadDeadline(time.Time{}) // whoever waits for the answer is not gone

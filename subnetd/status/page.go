@@ -68,6 +68,7 @@ type House struct {
 	Home    bool          `json:"home"`   // this router is the coordinator
 	Pending []HomePending `json:"pending,omitempty"`
 	Trial   *Trial        `json:"trial,omitempty"` // a change that waits for its confirmation
+	Drop    uint64        `json:"drop"`            // another one: GET /v1/drop tells something else
 }
 
 // Traffic is what went through the mesh lately.

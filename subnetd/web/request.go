@@ -108,7 +108,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // refusal is why a request is not even looked at, if it is not. What changes things
 // comes from our own page and is JSON, which no form of another page can send, or an
-// image, which comes by PUT.
+// image or a file for a member, which come by PUT.
 func (s *Server) refusal(r *http.Request, isAPI bool) (code int, why string) {
 	wanted, most := "application/json", int64(api.MaxBackup)
 	switch {
@@ -117,6 +117,8 @@ func (s *Server) refusal(r *http.Request, isAPI bool) (code int, why string) {
 	case r.Method == http.MethodPost:
 	case r.Method == http.MethodPut && strings.HasPrefix(r.URL.Path, api.SystemPath):
 		wanted, most = "application/octet-stream", api.MaxImage
+	case r.Method == http.MethodPut && r.URL.Path == api.SendPath:
+		wanted, most = "application/octet-stream", api.MaxFile
 	default:
 		return http.StatusMethodNotAllowed, "this wants GET or POST"
 	}
@@ -176,7 +178,7 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request, v visit) {
 // are, one for a certificate, or what it runs. Every program on the owner's devices is the owner to us in the mesh.
 func wholeRouter(r *http.Request) bool {
 	key := r.URL.Path == "/v1/cert" && r.Method == http.MethodPost
-	return key || r.URL.Path == "/v1/backup" || r.URL.Path == "/v1/restore" || r.Method == http.MethodPut
+	return key || r.URL.Path == "/v1/backup" || r.URL.Path == "/v1/restore" || r.Method == http.MethodPut && strings.HasPrefix(r.URL.Path, api.SystemPath)
 }
 
 // trustworthy reports whether the browser's context is a secure one (W3C Secure Contexts,
