@@ -128,6 +128,7 @@ type daemon struct {
 	system api.System
 
 	certs api.Certificates
+	drop  api.Drop
 }
 
 func (d *daemon) funcs() api.Funcs {
@@ -171,6 +172,7 @@ func (d *daemon) funcs() api.Funcs {
 		System:   d.system,
 
 		Certificates: d.certs,
+		Drop:         d.drop,
 	}
 }
 

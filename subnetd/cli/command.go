@@ -38,6 +38,8 @@ func commands() []command {
 		{"devices", "", "the things at home, and how the mesh reaches them", "devices", devicesCommand, devicesVerbs()},
 		{"whois", "ADDRESS|NAME", "whose an address is: a member's, or a device's", "whois 100.64.5.5", whoisCommand, nil},
 		{"cert", "[NAME]", "the certificates of this home; with the name of a member or a device: make one for it, and write it and its key", "cert nas --out /etc/nginx", certCommand, certVerbs()},
+		{"send", "FILE... NODE", "send files to a member of the mesh; what arrived before a cut is not sent again", "send photo.jpg phone", sendCommand, nil},
+		{"inbox", "", "the files that members have sent here, and those under way", "inbox", inboxCommand, inboxVerbs()},
 		{"invite", "", "let a new device into the mesh of this router: a key, and how to use it", "invite --expires 7d --tags tag:printer", inviteCommand, nil},
 		{"nodes", "", "who is in the mesh of this router, and who waits to be let in", "nodes", nodesCommand, nodesVerbs()},
 		{"keys", "", "the keys that `invite` has made", "keys", keysCommand, []command{
@@ -174,9 +176,10 @@ func arity(args string) (least, most int) {
 		if !strings.HasPrefix(word, "[") {
 			least++
 		}
-		most++
 		if strings.Contains(word, "...") {
-			return least, math.MaxInt
+			most = math.MaxInt
+		} else if most < math.MaxInt {
+			most++
 		}
 	}
 	return least, most
