@@ -28,6 +28,7 @@ func (d *daemon) funcs() api.Funcs {
 		Exit:     api.Exit{Use: d.exitUse, Off: d.exitOff, Offer: d.exitOffer, Test: d.exitTest},
 		Devices:  d.devices.calls(),
 		Page:     d.pageCalls(),
+		Drop:     d.dropCalls(),
 		System:   d.system.calls(),
 
 		Certificates: d.issuer.calls(),

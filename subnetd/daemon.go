@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -64,14 +65,16 @@ type daemon struct {
 	names   *dns.Server
 	hook    *hostdns.Hand
 	drop    *drop.Store
-	peers   *peerapi.Server
-	page    *web.Server
-	front   *front.Server
-	ring    *web.Ring
-	trial   *trial
-	system  *system
-	service *service
-	again   chan struct{} // one slot: begin anew
+	// dropNews counts what is told of files.
+	dropNews atomic.Uint64
+	peers    *peerapi.Server
+	page     *web.Server
+	front    *front.Server
+	ring     *web.Ring
+	trial    *trial
+	system   *system
+	service  *service
+	again    chan struct{} // one slot: begin anew
 	// started is a trouble found before there was anybody to tell.
 	started string
 
@@ -188,13 +191,13 @@ func build(opts cli.RunOptions) (*daemon, error) {
 	d.issuer = newIssuer(d)
 	d.names = d.newNames()
 	d.drop = d.newDrop()
-	d.drop.Set(dropSettings(d.cfg.Drop))
 	d.peers = d.newPeerAPI()
 	d.system = d.newSystem()
 	if d.page, err = d.newPage(); err != nil {
 		return nil, err
 	}
 	d.front = d.newFront()
+	d.drop.Set(dropSettings(d.cfg.Drop)) // who looks is told by the page
 	return d, nil
 }
 

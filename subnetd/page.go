@@ -40,7 +40,7 @@ func (d *daemon) newPage() (*web.Server, error) {
 // pageRest is what the page shows beside the snapshot.
 func (d *daemon) pageRest() web.Rest {
 	devices := d.devices.all()
-	r := web.Rest{Devices: devices.Devices, House: status.House{Expose: devices.Expose, Trial: d.trial.under()}}
+	r := web.Rest{Devices: devices.Devices, House: status.House{Expose: devices.Expose, Trial: d.trial.under(), Drop: d.dropNews.Load()}}
 	if h, err := d.home.calls(); err == nil {
 		all := h.Nodes()
 		r.Nodes, r.House.Home, r.House.Pending = all.Nodes, true, all.Pending
