@@ -54,6 +54,11 @@ type box struct {
 	ports mesh.PortRange
 }
 
+// anywhere reports whether the box has all addresses of its family and all ports.
+func (b box) anywhere() bool {
+	return b.dst.From.IsUnspecified() && !b.dst.To.Next().IsValid() && b.ports == mesh.PortRange{First: 0, Last: 65535}
+}
+
 // grant is what a set of sources may reach; its boxes may overlap.
 type grant struct {
 	srcs  []mesh.Range

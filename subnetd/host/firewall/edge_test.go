@@ -32,6 +32,13 @@ func hearing(ports ...uint16) host.Firewall {
 	return cfg
 }
 
+// open lets the same peer reach whatever it may name.
+func open() host.Firewall {
+	cfg := hearing()
+	cfg.Rules = []mesh.Rule{allow("100.64.0.9 fd7a::9", "0.0.0.0/0 ::/0", 0, 65535)}
+	return cfg
+}
+
 // listen opens a UDP port of an address in ns.
 func listen(t *testing.T, ns, addr string, port uint16) *net.UDPConn {
 	t.Helper()
@@ -66,8 +73,14 @@ func sendTo(t *testing.T, c *net.UDPConn, to netip.AddrPort, text string) {
 // it; others go on.
 func TestWithdrawnBothWays(t *testing.T) {
 	neighbourhood(t)
+	t.Run("of a rule's ports", func(t *testing.T) { withdrawn(t, hearing(5000, 5001)) })
+	t.Run("of all", func(t *testing.T) { withdrawn(t, open()) })
+}
+
+// withdrawn goes from before to one port of it, and back.
+func withdrawn(t *testing.T, before host.Firewall) {
 	for _, f := range edgeFamilies {
-		put(t, hearing(5000, 5001))
+		put(t, before)
 		cut, kept := listen(t, "tv", f.tv, 5000), listen(t, "tv", f.tv, 5001)
 		a, b := say(t, f.good, net.JoinHostPort(f.tv, "5000"), "a"), say(t, f.good, net.JoinHostPort(f.tv, "5001"), "b")
 		toA, toB := from(t, cut), from(t, kept)
@@ -90,7 +103,7 @@ func TestWithdrawnBothWays(t *testing.T) {
 		if d := cmp.Diff([]string(nil), hear(t, tv)); d != "" {
 			t.Errorf("%s: from the peer: %s", f.network, d)
 		}
-		put(t, hearing(5000, 5001)) // and back
+		put(t, before) // and back
 		sendTo(t, cut, toA, "last")
 		hear(t, peer)
 		_ = cut.Close()
@@ -102,7 +115,12 @@ func TestWithdrawnBothWays(t *testing.T) {
 // nobody is there any more, or that a packet is too big.
 func TestErrorsPass(t *testing.T) {
 	neighbourhood(t)
-	put(t, hearing(5000))
+	t.Run("of a rule's port", func(t *testing.T) { errorsPass(t, hearing(5000)) })
+	t.Run("of all", func(t *testing.T) { errorsPass(t, open()) })
+}
+
+func errorsPass(t *testing.T, cfg host.Firewall) {
+	put(t, cfg)
 	for _, f := range edgeFamilies {
 		told := func(what string, c net.Conn) {
 			t.Helper()

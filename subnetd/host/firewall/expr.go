@@ -156,6 +156,9 @@ func (f family) among(offset uint32, set string, ranges []mesh.Range) (m match, 
 
 // addrOf holds if the address at the offset is the prefix's, which is of the family.
 func (f family) addrOf(offset uint32, p netip.Prefix) match {
+	if p.Bits() == 0 {
+		return metaIs(expr.MetaKeyNFPROTO, f.proto)
+	}
 	m := f.addr(offset)
 	if !p.IsSingleIP() {
 		m = append(m, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: f.size,

@@ -213,11 +213,12 @@ func TestGolden(t *testing.T) {
 	snat := home()
 	snat.SNAT, snat.MasqueradeLAN = true, false
 	for name, cfg := range map[string]host.Firewall{
-		"closed": {Interface: "mesh0"}, "home": home(), "overlapping": overlapping, "snat": snat,
+		"closed": {Interface: "mesh0"}, "home": home(), "open": open(), "overlapping": overlapping, "snat": snat,
 		"devices": withDevices(), "front": fronted(), "redirect": {Redirect: public()},
 		"share": {Share: host.PortShare{Outer: 41001, Inner: 7001}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			run(t, "nft flush ruleset") // what is swapped keeps its place
 			put(t, cfg)
 			whole(t, cfg)
 			got := unmarked(listing(t))
