@@ -130,8 +130,9 @@ type where struct {
 func (o Options) arguments(b board, w where) []string {
 	args := append([]string{"-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-m", strconv.Itoa(o.MemoryMB), "-smp", strconv.Itoa(o.CPUs), "-kernel", w.kernel, "-initrd", w.initrd,
-		// A panic ends QEMU. What guards against other tenants of a CPU is dear to emulate, and no router has it.
-		"-append", "console=" + b.console + " panic=-1 mitigations=off loglevel=5" + b.append + " " + o.Append,
+		// A panic ends QEMU. What guards against other tenants of a CPU is dear to emulate, and no router has it; nor
+		// does OpenWrt's kernel clear all memory that it allocates, as Debian's does.
+		"-append", "console=" + b.console + " panic=-1 mitigations=off init_on_alloc=0 loglevel=5" + b.append + " " + o.Append,
 		"-chardev", "file,id=console,append=on,path=" + w.console, "-serial", "chardev:console",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,fd=" + strconv.Itoa(w.agent),
 		"-device", "virtserialport,chardev=agent,name=subnetd.agent",

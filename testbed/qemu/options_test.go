@@ -17,7 +17,7 @@ func TestArguments(t *testing.T) {
 	args := o.arguments(b, w)
 	for _, want := range [][]string{
 		{"-m", "256"}, {"-smp", "1"}, {"-kernel", "k"}, {"-accel", "tcg"}, {"-plugin", "p.so,count=n"}, {"-machine", "malta"},
-		{"-append", "console=ttyS0 panic=-1 mitigations=off loglevel=5 nohz=off highres=off "},
+		{"-append", "console=ttyS0 panic=-1 mitigations=off init_on_alloc=0 loglevel=5 nohz=off highres=off "},
 		{"-netdev", "tap,id=nic0,fd=4", "-device", "virtio-net-pci,romfile=,netdev=nic0,mac=02:00:00:00:00:09"},
 		{"-netdev", "tap,id=nic1,fd=5"},
 	} {
