@@ -28,7 +28,8 @@ build: webui
 webui:
 	webui/build.sh
 
-test: provision build peers lint unit mips lab
+test: provision build peers guests
+	testbed/all.sh
 
 # Programs of the system that the tests use.
 provision:
@@ -58,9 +59,8 @@ guests: webui
 	testbed/qemu/build.sh
 	testbed/guests.sh bin/guests "$(LDFLAGS)" $(GCFLAGS)
 
-# The daemon in routers of four kinds, with the kernel's WireGuard, among strangers outside. Fifteen minutes, in which the machine
-# should do nothing else: what the tests of a router time is what is left of two cores. With SUBNETD_LONG=1 it takes the time that
-# a router has: a killed daemon stays away for three minutes, memory and paths are watched for ten.
+# The daemon in routers of four kinds, with the kernel's WireGuard, among strangers outside. With SUBNETD_LONG=1 it takes the
+# time that a router has: a killed daemon stays away for three minutes, memory and paths are watched for ten.
 test-qemu: build peers guests
 	testbed/routers.sh
 

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The daemon among strangers, in groups: first those whose paths and times a busy machine would bend, then two rows of others
 # side by side, most of which is waiting. What a group printed comes whole when it has ended. bin/subnetd is built before.
-# usage: lab.sh [other|rows]   without a word: both
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,18 +26,12 @@ group() {
 	flock testbed cat "$tmp/$name.log"
 }
 
-case ${1:-} in
-other | rows | "") ;;
-*) echo "usage: ${0##*/} [other|rows]" >&2 && exit 2 ;;
-esac
-if [ "${1:-}" != rows ]; then group other -test.skip "$home|$exits|$page|$guests"; fi
-if [ "${1:-}" != other ]; then
-	{
-		group home -test.run "$home" -test.skip "$joining"
-		group exits -test.run "$exits"
-	} &
-	group joining -test.run "$joining"
-	group page -test.run "$page"
-	wait
-fi
+group other -test.skip "$home|$exits|$page|$guests"
+{
+	group home -test.run "$home" -test.skip "$joining"
+	group exits -test.run "$exits"
+} &
+group joining -test.run "$joining"
+group page -test.run "$page"
+wait
 [ ! -e "$tmp/failed" ]
