@@ -1,6 +1,7 @@
 package netns_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +20,8 @@ func TestGuestMIPS(t *testing.T) {
 	s.lab.Run("ManyPeers", func(t *testing.T) { wantManyPeers(t, s) })
 }
 
-// TestGuestARM: the same router role on two ARM machines, off which `down` takes every trace of it.
+// TestGuestARM: the same router role on two ARM machines, off which `down` takes every trace of it; and then without WireGuard in
+// the kernel.
 func TestGuestARM(t *testing.T) {
 	for _, arch := range []qemu.Arch{qemu.ARMv7, qemu.ARM64} {
 		t.Run(string(arch), func(t *testing.T) {
@@ -32,8 +34,29 @@ func TestGuestARM(t *testing.T) {
 			if after := traces(t, s.home.Router); after != before {
 				t.Errorf("before:\n%s\nafter:\n%s", before, after)
 			}
+			wantFallsBack(t, s)
 		})
 	}
+}
+
+// wantFallsBack takes WireGuard from the kernel: a daemon that may choose carries packets itself, and says so in one line.
+func wantFallsBack(t *testing.T, s *guestScene) {
+	t.Helper()
+	if out, err := s.home.Router.Run(t.Context(), "sh", "-ec", "rmmod wireguard; rm /lib/modules/*/kernel/drivers/net/wireguard/wireguard.ko"); err != nil {
+		t.Fatal(out, err)
+	}
+	setEngine(t, s.daemon, "auto")
+	m, err := s.daemon.StatusJSON()
+	if reason, _ := m["engineReason"].(string); err != nil || m["engine"] != "userspace" || !strings.HasPrefix(reason, "the kernel has no WireGuard: load the module") {
+		t.Errorf("engine %v: %v (%v)", m["engine"], m["engineReason"], err)
+	}
+	if n := strings.Count(strings.Join(s.daemon.Log(), "\n"), "the kernel has no WireGuard"); n != 1 {
+		t.Errorf("it says so %d times", n)
+	}
+	if out, err := s.daemon.CLI("up"); err != nil {
+		t.Fatalf("up: %v\n%s", err, out)
+	}
+	wantReach(t, s.phone.Host, s.home.LAN.Addr4)
 }
 
 // beginSmall joins and lets phone and LAN fetch from each other; less than a real router would in the same time.
