@@ -27,7 +27,7 @@ func (d *daemon) newFront() *front.Server {
 			from, _, _ := front.From(r)
 			return from
 		}),
-		CA: d.issuer.site, Leaf: d.issuer.ca.Leaf, Who: d.caller, Now: d.clock.now, Log: d.logger("front"),
+		CA: d.issuer.site, Drop: d.dropGateway(), Leaf: d.issuer.ca.Leaf, Who: d.caller, Now: d.clock.now, Log: d.logger("front"),
 		Taken: func(uint16) {
 			port := randomPort()
 			d.setFrontPort(port)
