@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 const (
@@ -38,6 +39,7 @@ type ACMEConfig struct {
 type ACME struct {
 	cfg     ACMEConfig
 	proving chan struct{} // has one element for each name that is proved now
+	each    time.Duration // for a proof, at one address
 
 	mu     sync.Mutex // guards what follows
 	nonces nonces
@@ -46,7 +48,7 @@ type ACME struct {
 
 // NewACME makes the server.
 func NewACME(cfg ACMEConfig) *ACME {
-	return &ACME{cfg: cfg, proving: make(chan struct{}, maxProving), nonces: nonces{there: map[string]bool{}}, orders: orders{all: map[string]*order{}}}
+	return &ACME{cfg: cfg, proving: make(chan struct{}, maxProving), each: proofTime, nonces: nonces{there: map[string]bool{}}, orders: orders{all: map[string]*order{}}}
 }
 
 // nonces are those that may be used, the newest of those given.

@@ -325,6 +325,7 @@ func TestProvingTakesTime(t *testing.T) {
 	path := strings.TrimPrefix(r.ask("new-order", forNAS).Header.Get("Location"), r.front.URL+"/acme/")
 	asked, left := make(chan struct{}), make(chan struct{})
 	dial := r.acme.cfg.Dial
+	r.acme.each = time.Hour
 	r.acme.cfg.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		close(asked)
 		<-ctx.Done()

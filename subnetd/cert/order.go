@@ -306,7 +306,7 @@ func (a *ACME) proveNow(r *request, o *order, z *authz, way string) error {
 	z.busy, z.way = true, way
 	name, token, text := z.name, z.token, z.token+"."+r.account.Key.print
 	a.mu.Unlock()
-	wrong := prove(r.ctx, a.cfg.Dial, host.Addrs, way, name, token, text)
+	wrong := prove(r.ctx, a.cfg.Dial, host.Addrs, a.each, way, name, token, text)
 	a.mu.Lock()
 	z.busy = false
 	switch {

@@ -35,13 +35,13 @@ const (
 // Dial connects by TCP.
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-// prove asks at each of the addresses, until one of them proves that whoever has the key
-// of an account has the name: text is the token with the thumbprint of the key (RFC 8555,
-// 8.1). It returns nil then, or else why the last one did not.
-func prove(ctx context.Context, dial Dial, addrs []netip.Addr, way, name, token, text string) *problem {
+// prove asks at each of the addresses for so long, until one of them proves that whoever
+// has the key of an account has the name: text is the token with the thumbprint of the
+// key (RFC 8555, 8.1). It returns nil then, or else why the last one did not.
+func prove(ctx context.Context, dial Dial, addrs []netip.Addr, each time.Duration, way, name, token, text string) *problem {
 	wrong := refuse(http.StatusBadRequest, "connection", "%s has no address now", name)
 	for _, at := range addrs {
-		ctx, cancel := context.WithTimeout(ctx, proofTime)
+		ctx, cancel := context.WithTimeout(ctx, each)
 		to := func(_ context.Context, network, address string) (net.Conn, error) { // http.Transport would go on after ctx
 			_, port, err := net.SplitHostPort(address)
 			if err != nil {
