@@ -51,10 +51,10 @@ func (r *routerBench) ours(engine string) {
 		}
 		return err
 	})
-	r.ofMesh(d.Pid())
 	if engine == "kernel" {
-		r.part("bare", func() { r.bare(d.Pid()) })
+		r.bared = func(measure func()) { r.bare(d.Pid(), measure) }
 	}
+	r.ofMesh(d.Pid())
 	r.part("as-exit", func() {
 		cli("exit", "offer", "on")
 		r.offered()
@@ -83,38 +83,25 @@ func (r *routerBench) ours(engine string) {
 }
 
 // bare measures what is left when the daemon holds still and a masquerade alone stands where its tables were: the same
-// WireGuard in the kernel, with the same peer. A stock peer leaves a path that has not answered its pings for some seconds,
-// so each transfer is a short one of its own.
-func (r *routerBench) bare(daemon int) {
+// WireGuard in the kernel, with the same peer.
+func (r *routerBench) bare(daemon int, measure func()) {
 	r.b.Helper()
-	const size = 4 << 20
 	sh := func(script string) error {
 		_, err := r.home.Router.Run(r.b.Context(), "sh", "-ec", script)
 		return err
 	}
-	for _, dir := range []struct {
-		name string
-		back bool
-	}{{directWay.there, false}, {directWay.back, true}} {
-		var rates, costs []float64
-		for range routerTurns {
-			r.direct()
-			r.transfer(r.near.Host, r.home.LAN, 1<<20, dir.back)
-			if err := sh(fmt.Sprintf("kill -STOP %d\nnft -f - <<'END'\ndelete table inet subnetd\ndelete table inet subnetd_port\n%s\nEND", daemon, masquerading("mesh0"))); err != nil {
-				r.b.Fatal(err)
-			}
-			rate, cost := r.transfer(r.near.Host, r.home.LAN, size, dir.back)
-			rates, costs = append(rates, rate), append(costs, cost)
-			if err := sh(fmt.Sprintf("nft delete table inet plain\nkill -CONT %d", daemon)); err != nil {
-				r.b.Fatal(err)
-			}
-			netns.Eventually(r.b, time.Minute, "the daemon's tables are back", func() error {
-				return sh("nft list table inet subnetd && nft list table inet subnetd_port")
-			})
-		}
-		r.table.note(r.b, "bare", dir.name+", Mbit/s", middle(rates))
-		r.table.note(r.b, "bare", dir.name+", k instructions", middle(costs))
+	if err := sh(fmt.Sprintf("kill -STOP %d\nnft -f - <<'END'\ndelete table inet subnetd\ndelete table inet subnetd_port\n%s\nEND", daemon, masquerading("mesh0"))); err != nil {
+		r.b.Fatal(err)
 	}
+	measure()
+	if err := sh(fmt.Sprintf("nft delete table inet plain\nkill -CONT %d", daemon)); err != nil {
+		r.b.Fatal(err)
+	}
+	netns.Eventually(r.b, time.Minute, "the daemon's tables are back", func() error {
+		return sh("nft list table inet subnetd && nft list table inet subnetd_port")
+	})
+	r.direct()
+	r.settle()
 }
 
 // masquerading is the least that leads from a tunnel into the LAN and back.
@@ -208,7 +195,7 @@ func (r *routerBench) whenOpen(socket string, command ...string) {
 }
 
 // plain measures what the kernel's own WireGuard, masquerade and nothing else can do. The peer is WireGuard outside of
-// a kernel: this machine's may have none.
+// a kernel: this machine's may have none. Their way is IPv6, as it is that of the others' direct paths.
 func (r *routerBench) plain() {
 	r.b.Helper()
 	const port, router, other = 51820, "100.64.200.1", "100.64.200.2"
@@ -217,7 +204,7 @@ func (r *routerBench) plain() {
 	r.home.Router.WriteFile("/run/wg", base64.StdEncoding.EncodeToString(ours.Bytes()))
 	r.home.Router.IP("link add wg0 type wireguard")
 	if out, err := r.home.Router.Run(r.b.Context(), "wg", "set", "wg0", "private-key", "/run/wg", "listen-port", strconv.Itoa(port), "peer",
-		base64.StdEncoding.EncodeToString(theirs.PublicKey().Bytes()), "allowed-ips", other+"/32", "endpoint", netip.AddrPortFrom(peer.Addr4, port).String()); err != nil {
+		base64.StdEncoding.EncodeToString(theirs.PublicKey().Bytes()), "allowed-ips", other+"/32", "endpoint", netip.AddrPortFrom(peer.Addr6, port).String()); err != nil {
 		r.b.Fatalf("%v\n%s", err, out)
 	}
 	r.home.Router.IP("addr add "+router+"/32 dev wg0", "link set wg0 mtu 1280 up", "route add "+other+"/32 dev wg0")
@@ -225,7 +212,7 @@ func (r *routerBench) plain() {
 	tun := fmt.Sprintf("wgb%d", os.Getpid())
 	peer.StartEnv([]string{"LOG_LEVEL=error"}, wireguardGo(r.b), "-f", tun)
 	tellWireGuard(r.b, "/var/run/wireguard/"+tun+".sock", fmt.Sprintf("set=1\nprivate_key=%x\nlisten_port=%d\npublic_key=%x\nendpoint=%s\nallowed_ip=0.0.0.0/0\n\n",
-		theirs.Bytes(), port, ours.PublicKey().Bytes(), netip.AddrPortFrom(r.home.Router.Addr4, port)))
+		theirs.Bytes(), port, ours.PublicKey().Bytes(), netip.AddrPortFrom(r.home.Router.Addr6, port)))
 	peer.IP("addr add "+other+"/32 dev "+tun, "link set "+tun+" mtu 1280 up", "route add "+r.home.LAN4.String()+" dev "+tun)
 	netns.Eventually(r.b, time.Minute, "the peer reaches the LAN", func() error { return peer.Ping(r.b.Context(), r.home.LAN.Addr4) })
 	r.part("idle", func() { r.idle(peer) })
