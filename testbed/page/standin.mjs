@@ -87,5 +87,15 @@ const answers = {
   "/v1/netcheck": { udp: true, ipv4: "203.0.113.20:40312", nat: "easy", relays: { home: "8 ms" } },
   "/v1/ping": { name: "laptop.mesh.internal", addr: "100.64.0.3", path: { kind: "relay", rtt: 41e6 }, relay: "home" },
   "/v1/exit/test": { what: "router" },
+  "/v1/cert": {
+    name: "home.mesh.internal root", domain: "mesh.internal", fingerprint: Array(32).fill("A7").join(":"), until: soon, url: "http://ca.home.mesh.internal/",
+    directory: "https://ca.home.mesh.internal/acme/directory",
+    issued: [{ names: ["nas.mesh.internal"], acme: true, since: soon, until: soon }, { names: ["phone.mesh.internal"], since: soon, until: soon, revoked: soon }],
+  },
+  "/v1/drop": {
+    quota: 256e6, used: 3e6, free: 9e9, keepFree: 64e6, targets: ["phone.mesh.internal"], from: ["lan"], address: "http://drop.home.mesh.internal",
+    files: [{ name: "a photo of the garden in spring.jpg", size: 3e6, from: "phone.mesh.internal", at: new Date().toISOString() }],
+    transfers: [{ id: 1, name: "film.mkv", peer: "laptop.mesh.internal", size: 2e9, done: 7e8, since: soon }, { id: 2, name: "notes.txt", sending: true, peer: "phone.mesh.internal", size: -1, done: 0, since: soon, waits: true }],
+  },
 };
 const lines = ["DEBUG", "INFO", "WARN", "ERROR"].map((level) => ({ time: soon, level, part: "engine", text: "something that the daemon says" }));

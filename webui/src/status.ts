@@ -499,6 +499,8 @@ export interface House {
   pending?: HomePending[];
   // a change that waits for its confirmation
   trial?: Trial;
+  // another one: GET /v1/drop tells something else
+  drop: number;
 }
 // Traffic is what went through the mesh lately.
 export interface Traffic {

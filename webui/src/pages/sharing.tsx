@@ -8,6 +8,7 @@ import { useView } from "../live";
 import { Age, Ask, Button, Card, Copy, Deed, Facts, Few, Field, Form, Qr, State, Sure, Switch, Top, useMay } from "../parts";
 import type { HomeKey, HomeNode, Invite } from "../status";
 import { lasting, short } from "../words";
+import { FilesCard } from "./files";
 import { Knock } from "./home";
 
 export function SharingPage(): JSX.Element {
@@ -32,6 +33,7 @@ export function SharingPage(): JSX.Element {
           <p>{t("invite.elsewhere", { control: coordinator(house) })}</p>
         </Card>
       )}
+      <FilesCard />
       <Networks />
     </>
   );
