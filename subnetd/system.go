@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 
 	"subnetd/subnetd/api"
 	"subnetd/subnetd/status"
@@ -135,12 +136,18 @@ func (s *system) update(ctx context.Context, sum string, image io.Reader, size i
 	return status.Updated{Text: strings.TrimSpace(said)}, nil
 }
 
-func (s *system) restart(ctx context.Context) error {
+// restart has the machine go down in a moment, in which the answer goes to who asks.
+func (s *system) restart(context.Context) error {
 	if s.show() == nil {
 		return api.ErrNoSystem
 	}
 	s.log.Info("the machine is to start anew")
-	return command(context.WithoutCancel(ctx), s.program, "reboot") // which may be our end before its own
+	time.AfterFunc(restartDelay, func() {
+		if err := command(context.Background(), s.program, "reboot"); err != nil {
+			s.trouble(fmt.Sprintf("This machine does not restart: %v.", err))
+		}
+	})
+	return nil
 }
 
 // counted is a reader that tells how far it is, a hundred times at most.

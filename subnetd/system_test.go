@@ -224,10 +224,13 @@ func TestSystemTells(t *testing.T) {
 	if len(m.troubles) != 2 || m.troubles[0] != "" || m.troubles[1] != "the last one did not come up" || m.show().Note != m.troubles[1] {
 		t.Errorf("%q", m.troubles)
 	}
+	if err := unix.Mkfifo(m.path("rebooted"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := m.restart(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Stat(m.path("rebooted")); err != nil {
+	if _, err := os.ReadFile(m.path("rebooted")); err != nil { // it waits for the program
 		t.Error(err)
 	}
 	none := &system{log: m.log}
