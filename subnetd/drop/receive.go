@@ -182,12 +182,13 @@ func (s *Store) take(ctx context.Context, in incoming) (status.DropFile, error) 
 	if err != nil {
 		return status.DropFile{}, err
 	}
-	defer s.leave(t)
 	end, err := s.turns.take(ctx, in.key)
 	if err != nil {
+		s.leave(t)
 		return status.DropFile{}, err
 	}
-	defer end()
+	defer end() // the next one begins when this one is over
+	defer s.leave(t)
 	s.begun(t)
 	p, err := s.open()
 	if err != nil {

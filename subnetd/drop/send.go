@@ -48,12 +48,13 @@ func (s *Store) Send(ctx context.Context, to *mesh.Node, name string, size int64
 	s.add(t)
 	s.mu.Unlock()
 	s.cfg.Changed()
-	defer s.leave(t)
 	end, err := s.turns.take(ctx, "to "+strconv.FormatInt(int64(to.ID), 10))
 	if err != nil {
+		s.leave(t)
 		return out, err
 	}
 	defer end()
+	defer s.leave(t)
 	s.begun(t)
 	o := outgoing{
 		base: base, name: name, size: size, to: out.To,
