@@ -89,6 +89,8 @@ type Store struct {
 	cfg    Config
 	turns  turns
 	naming sync.Mutex // one file gets its name at a time
+	// silence is that after which a sender may have gone without a word.
+	silence time.Duration
 
 	mu       sync.Mutex // guards all below
 	set      Settings
@@ -103,7 +105,7 @@ type Store struct {
 const mostArrivals = 100
 
 // New gives a Store that refuses all before Set.
-func New(cfg Config) *Store { return &Store{cfg: cfg, memory: cfg.Memory} }
+func New(cfg Config) *Store { return &Store{cfg: cfg, memory: cfg.Memory, silence: stalled} }
 
 // Set replaces what the owner wants. Files under way land where they began.
 func (s *Store) Set(set Settings) {

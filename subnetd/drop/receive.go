@@ -155,7 +155,7 @@ func (s *Store) moving(ctx context.Context, part string) bool {
 	}
 	more := t.moves
 	s.mu.Unlock()
-	silence := time.NewTimer(stalled)
+	silence := time.NewTimer(s.silence)
 	defer silence.Stop()
 	select {
 	case <-more:
@@ -169,7 +169,7 @@ func (s *Store) moving(ctx context.Context, part string) bool {
 
 // silent reports whether the sender of a file may have gone without a word; s.mu is held.
 func (s *Store) silent(t *transfer) bool {
-	return !t.Waits && s.cfg.Now().Sub(t.heard).Abs() >= stalled
+	return !t.Waits && s.cfg.Now().Sub(t.heard).Abs() >= s.silence
 }
 
 // take receives a file and gives it as it is then. Whatever goes wrong, nothing is to be

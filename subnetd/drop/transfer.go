@@ -17,7 +17,7 @@ const (
 	buffer        = 64 << 10               // bytes, one for each transfer
 	patience      = time.Minute            // with an end that says nothing
 	tellEvery     = 500 * time.Millisecond // at most
-	stalled       = time.Second            // after which a sender may have gone without a word
+	stalled       = time.Second            // is the silence of a sender who may be gone
 )
 
 // transfer is a file under way. Done, Waits, heard and moves are guarded by Store.mu.
