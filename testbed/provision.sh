@@ -9,6 +9,7 @@ needed=(nft:nftables ip:iproute2 ping:iputils-ping iperf3:iperf3 xz:xz-utils mks
 	shellcheck:shellcheck curl:curl conntrack:conntrack flock:util-linux qemu-mipsel:qemu-user gcc:build-essential
 	dig:bind9-dnsutils drill:ldnsutils dnsmasq:dnsmasq-base dhcpd:isc-dhcp-server rdisc6:ndisc6 busybox:busybox systemd-analyze:systemd
 	mkfs.fat:dosfstools mcopy:mtools cpio:cpio
+	certbot:certbot certutil:libnss3-tools openssl:openssl
 	node:nodejs npm:npm chromium:chromium)
 for word; do
 	case $word in

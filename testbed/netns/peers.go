@@ -10,6 +10,7 @@ import (
 const (
 	tailscaleVersion = "v1.102.5"
 	headscaleVersion = "v0.29.0"
+	legoVersion      = "v5.5.2"
 	miniupnpdVersion = "debian"
 )
 
@@ -29,6 +30,12 @@ func peer(t testing.TB, name, version, program string) string {
 		t.Fatalf("stock %s %s is missing (%v): run testbed/peers/build.sh, or make test", program, version, err)
 	}
 	return path
+}
+
+// Lego is the path of lego, who asks a certificate authority that speaks ACME for certificates.
+func (l *Lab) Lego() string {
+	l.t.Helper()
+	return peer(l.t, "lego", legoVersion, "lego")
 }
 
 // repoRoot is the nearest folder above the test that holds a go.mod.
