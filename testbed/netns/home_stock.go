@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -39,6 +40,17 @@ func (h *Host) RunPlain(ctx context.Context, name string, args ...string) (strin
 	return h.Run(ctx, h.plainScript(), append([]string{name}, args...)...)
 }
 
+// CmdPlain is Cmd as on a machine of its own.
+func (h *Host) CmdPlain(ctx context.Context, name string, args ...string) *exec.Cmd {
+	return h.Cmd(ctx, h.plainScript(), append([]string{name}, args...)...)
+}
+
+// Resolver makes what [Host.RunPlain] runs on a host ask a name server.
+func (h *Host) Resolver(at netip.Addr) {
+	h.lab.t.Helper()
+	h.WriteFile(filepath.Join(filepath.Dir(h.plainScript()), "etc/resolv.conf"), "nameserver "+at.String()+"\n")
+}
+
 // plainScript is a program that runs what it is given as on a machine of its own. A stock client that manages DNS
 // writes into /etc and asks the machine's D-Bus: each host has a small /etc of its own, no bus, and its own name.
 func (h *Host) plainScript() string {
@@ -49,7 +61,7 @@ func (h *Host) plainScript() string {
 		return path
 	}
 	h.lab.mkdir("plain-" + h.Name + "/etc")
-	mustRun(h.lab.t, "", "sh", "-c", `for f in passwd group nsswitch.conf ssl ld.so.cache protocols services; do
+	mustRun(h.lab.t, "", "sh", "-c", `for f in passwd group nsswitch.conf ssl ld.so.cache protocols services fonts chromium chromium.d; do
 		[ ! -e /etc/$f ] || cp -a /etc/$f "$1" || exit 1; done; cp "$2/resolv.conf" "$1"; touch "$1/hosts"; chmod 755 "$1"`,
 		"sh", filepath.Join(dir, "etc"), h.lab.dir)
 	script := fmt.Sprintf(`#!/bin/sh
@@ -82,6 +94,11 @@ func (h *Host) Trust(path string) {
 func (p *StockPeer) StartCLI(args ...string) *Process {
 	p.t.Helper()
 	return p.Host.Start(p.cli, append([]string{"--socket=" + p.sock}, args...)...)
+}
+
+// Cmd is a tailscale command, not yet started.
+func (p *StockPeer) Cmd(ctx context.Context, args ...string) *exec.Cmd {
+	return p.Host.Cmd(ctx, p.cli, append([]string{"--socket=" + p.sock}, args...)...)
 }
 
 // UpWith runs `tailscale up` with exactly these arguments and gives what it printed, for at most limit.

@@ -86,6 +86,7 @@ type StockNode struct {
 	HostName      string
 	DNSName       string
 	TailscaleIPs  []netip.Addr
+	PeerAPIURL    []string
 	PrimaryRoutes []netip.Prefix
 	Online        bool
 	Expired       bool

@@ -159,6 +159,26 @@ func (s *Subnetd) Reload(toml string) {
 // Log is what the daemon, since its last start, has logged.
 func (s *Subnetd) Log() []string { return s.proc.Lines() }
 
+// Mount runs mount(8) where the daemon lives, until it ends: nobody else sees what is mounted.
+func (s *Subnetd) Mount(args ...string) {
+	s.t.Helper()
+	s.inside(append([]string{"mount"}, args...)...)
+}
+
+// Unmount takes away what Mount has mounted, as a disk that is pulled while in use.
+func (s *Subnetd) Unmount(dir string) {
+	s.t.Helper()
+	s.inside("umount", "-l", dir)
+}
+
+// Sees is a path of the daemon's for the test: what is mounted for the daemon is there.
+func (s *Subnetd) Sees(path string) string { return fmt.Sprintf("/proc/%d/root%s", s.Pid(), path) }
+
+func (s *Subnetd) inside(args ...string) {
+	s.t.Helper()
+	mustRun(s.t, "", "nsenter", append([]string{"-m", "-t", strconv.Itoa(s.Pid()), "--"}, args...)...)
+}
+
 // Pid is the daemon's process id.
 func (s *Subnetd) Pid() int { return s.proc.Pid() }
 
