@@ -14,6 +14,7 @@ joining='^(TestHome(JoinLine|Invite|Names|Device|Key|Nodes|Old|Reach|Records|Rou
 home='^(TestHome|TestMakeRun|TestNoDrift|TestSwarm)'
 exits='^(TestExit|TestNames|TestDNS|TestDevices)'
 page='^TestPage'
+drop='^Test(Drop|Cert|Front)'
 guests='^TestGuest' # by routers.sh
 
 # group NAME FLAG...: runs a group; its output goes to a file.
@@ -26,12 +27,13 @@ group() {
 	flock testbed cat "$tmp/$name.log"
 }
 
-group other -test.skip "$home|$exits|$page|$guests"
+group other -test.skip "$home|$exits|$page|$drop|$guests"
 {
 	group home -test.run "$home" -test.skip "$joining"
 	group exits -test.run "$exits"
 } &
 group joining -test.run "$joining"
 group page -test.run "$page"
+group drop -test.run "$drop"
 wait
 [ ! -e "$tmp/failed" ]
