@@ -91,7 +91,7 @@ func TestGuestRouter(t *testing.T) {
 	run("RestartUnnoticed", func(t *testing.T) { wantRestartUnnoticed(t, s) })
 	run("NoNeedOfCoordinator", func(t *testing.T) {
 		wantNoNeedOfCoordinator(t, &s.scene)
-		s.hs.Start()
+		startAgain(t, s.hs, s.daemon, h.northD, h.southD)
 	})
 	run("HomesDirectDies", func(t *testing.T) { wantHomesRelayWhenCut(t, h) })
 	run("NATGrid", func(t *testing.T) { wantGuestGrid(t, s) })
@@ -106,9 +106,29 @@ func TestGuestRouter(t *testing.T) {
 	})
 	run("TwoHomes", func(t *testing.T) {
 		wantTwoHomes(t, h, across)
-		s.hs.Start()
+		startAgain(t, s.hs, s.daemon, h.northD, h.southD)
 	})
 	run("WANReplaced", func(t *testing.T) { wantWANReplaced(t, &s.scene, payload) })
+}
+
+// startAgain starts a Headscale that was killed, and waits until it has its routers back: until then it takes their routes from
+// everybody.
+func startAgain(t *testing.T, hs *netns.Headscale, routers ...*netns.Subnetd) {
+	t.Helper()
+	hs.Start()
+	for _, d := range routers {
+		netns.Eventually(t, 60*time.Second, d.Host.Name+" is back", func() error {
+			n, err := hs.Node(d.Host.Name)
+			if err != nil || !n.Online {
+				return fmt.Errorf("online %v, %v", n.Online, err)
+			}
+			m, err := d.StatusJSON()
+			if err == nil && m["error"] != nil {
+				err = fmt.Errorf("%v", m["error"])
+			}
+			return err
+		})
+	}
 }
 
 // wantGuestGrid compares the guest's router and three hosts in the guest, behind all kinds of NAT, with stock tailscaled.
