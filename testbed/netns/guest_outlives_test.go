@@ -155,7 +155,9 @@ func wantWholeUnless(t *testing.T, up *stream, away time.Duration) {
 // nothing lost. And the same with another version of the program. What has nothing to do with these homes happens meanwhile.
 func wantOutlivesDaemon(t *testing.T, h *homes, meanwhile func()) {
 	t.Helper()
-	const dead = 180 * time.Second // at most; without time to spare, until there are new keys
+	const dead = 180 * time.Second  // at most; without time to spare, until there are new keys
+	const rekey = 120 * time.Second // after the last handshake
+	wantHomesDirect(t, h)
 	h.hs.SetPolicy(flowsOnly)
 	defer h.hs.SetPolicy(allowAll)
 	l := leave(t, h.northD, wgKey(t, h.hs, "south"), h.south.LAN, h.north.LAN)
@@ -168,18 +170,18 @@ func wantOutlivesDaemon(t *testing.T, h *homes, meanwhile func()) {
 		sent, lost float64
 		err        error
 	}
+	before := kernelPeer(t, h.north.Router, l.key)
+	span := max(30*time.Second, rekey-time.Duration(clock(t, h.north.Router)-before.handshake)*time.Second+20*time.Second)
+	if long() {
+		span = dead + 30*time.Second
+	}
 	counted := make(chan loss, 1)
 	go func() {
 		var c loss
-		span := 60 * time.Second
-		if long() {
-			span = dead + 30*time.Second
-		}
 		c.sent, c.lost, c.err = pipeUDP(context.Background(), h.south.LAN, h.north.LAN.Addr4, span)
 		counted <- c
 	}()
 	hide(t, h.hs, h.north.Router)
-	before := kernelPeer(t, h.north.Router, l.key)
 	h.northD.Kill9()
 	killed := time.Now()
 	l.wantPolicy(t, "right after the kill")

@@ -1,7 +1,6 @@
 package netns_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -95,7 +94,7 @@ func TestGuestRouter(t *testing.T) {
 	})
 	run("HomesDirectDies", func(t *testing.T) { wantHomesRelayWhenCut(t, h) })
 	run("NATGrid", func(t *testing.T) { wantGuestGrid(t, s) })
-	run("OutlivesDaemon", func(t *testing.T) { // the homes' keys are of a good age by now
+	run("OutlivesDaemon", func(t *testing.T) {
 		var steady func()
 		wantOutlivesDaemon(t, h, func() {
 			run("PeerRebinds", func(t *testing.T) { wantPeerRebinds(t, &s.scene) })
@@ -158,6 +157,7 @@ func joinGuestHomes(t *testing.T, s *guestScene) *homes {
 	h.join(s.lab, withEngine(siteConfig, "kernel"))
 	wantKernel(t, h.northD)
 	wantKernel(t, h.southD)
+	wantHomesDirect(t, h) // from now on their keys age
 	return h
 }
 
@@ -255,20 +255,29 @@ func wantShort(t *testing.T, s *stream) {
 	}
 }
 
-// wantHomesRelayWhenCut is wantRelayWhenCut between two of ours: both directions are short.
-func wantHomesRelayWhenCut(t *testing.T, h *homes) {
+// wantHomesDirect waits until the homes reach each other, and both kernels send straight to the other.
+func wantHomesDirect(t *testing.T, h *homes) {
 	t.Helper()
 	wantApproved(t, h.northD)
 	wantApproved(t, h.southD)
-	wantReach(t, h.north.LAN, h.south.LAN.Addr4)
-	key := wgKey(t, h.hs, "south")
-	direct := func() error {
-		if p := kernelPeer(t, h.north.Router, key); p.isLoopback() {
-			return errors.New(p.endpoint)
+	north, south := wgKey(t, h.hs, "north"), wgKey(t, h.hs, "south")
+	netns.Eventually(t, 60*time.Second, "the homes are direct", func() error {
+		if err := h.north.LAN.Ping(t.Context(), h.south.LAN.Addr4); err != nil {
+			return err
 		}
-		return h.north.LAN.Ping(context.Background(), h.south.LAN.Addr4)
-	}
-	netns.Eventually(t, 30*time.Second, "the homes are direct", direct)
+		for _, p := range []wgPeer{kernelPeer(t, h.north.Router, south), kernelPeer(t, h.south.Router, north)} {
+			if p.isLoopback() || p.handshake == 0 {
+				return fmt.Errorf("%+v", p)
+			}
+		}
+		return nil
+	})
+}
+
+// wantHomesRelayWhenCut is wantRelayWhenCut between two of ours: both directions are short.
+func wantHomesRelayWhenCut(t *testing.T, h *homes) {
+	t.Helper()
+	wantHomesDirect(t, h)
 	there, back := h.streams(t)
 	time.Sleep(2 * time.Second) // of traffic on the direct path
 	box := h.north.Router.Behind()
@@ -276,7 +285,7 @@ func wantHomesRelayWhenCut(t *testing.T, h *homes) {
 	time.Sleep(8 * time.Second) // of traffic on the relay
 	mend(box)
 	mended := time.Now()
-	netns.Eventually(t, 60*time.Second, "the homes are direct again", direct)
+	wantHomesDirect(t, h)
 	t.Logf("direct again %v after UDP passes", time.Since(mended).Round(time.Millisecond))
 	time.Sleep(time.Second) // of traffic on it
 	wantShort(t, there)
