@@ -192,6 +192,14 @@ func (w *endpointWatch) look(h *netns.Host, key string, d *netns.Subnetd, name s
 	}
 }
 
+// tell ends the watch and prints what it saw.
+func (w *endpointWatch) tell(t *testing.T) {
+	t.Helper()
+	w.stop()
+	w.done.Wait()
+	t.Logf("%d looks, a second apart: %s", w.asks, strings.Join(w.seen, "; then "))
+}
+
 // wantSteady ends the watch and wants no change.
 func (w *endpointWatch) wantSteady(t *testing.T) {
 	t.Helper()
