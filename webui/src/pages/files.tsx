@@ -8,20 +8,12 @@ import { Age, Button, Card, Choice, Copy, Facts, Few, Field, Form, Sure, useDeed
 import type { Drop, DropFile, DropTransfer } from "../status";
 import { bytes, deviceName, short } from "../words";
 
-const soon = 1_000; // ms between two looks while a file is under way
-const later = 15_000; // ms otherwise
-
-// useDrop asks how it stands, as long as the page is open.
+// useDrop asks how it stands when the page opens, and again each time that the router tells of news.
 function useDrop(): [drop: Drop | null, look: () => Promise<void>] {
+  const news = useView((v) => v.house?.drop);
   const [drop, set] = useState<Drop | null>(null);
-  const busy = (drop?.transfers ?? []).length > 0;
   const look = (): Promise<void> => api.get<Drop>("/v1/drop").then(set);
-  const quietly = (): void => void look().catch(() => undefined);
-  useEffect(quietly, []);
-  useEffect(() => {
-    const timer = setInterval(quietly, busy ? soon : later);
-    return () => clearInterval(timer);
-  }, [busy]);
+  useEffect(() => void look().catch(() => undefined), [news]);
   return [drop, look];
 }
 
@@ -38,7 +30,7 @@ export function FilesCard(): JSX.Element | null {
           {drop.missing}
         </p>
       )}
-      {may && <Send targets={drop.targets ?? []} look={look} />}
+      {may && <Send targets={drop.targets ?? []} />}
       {(drop.transfers ?? []).length > 0 && (
         <ul class="rows">
           {(drop.transfers ?? []).map((x) => (
@@ -62,7 +54,7 @@ export function FilesCard(): JSX.Element | null {
 }
 
 // Send takes files that are chosen, or dropped on it, one after the other.
-function Send({ targets, look }: { targets: readonly string[]; look: () => Promise<void> }): JSX.Element {
+function Send({ targets }: { targets: readonly string[] }): JSX.Element {
   const input = useRef<HTMLInputElement>(null);
   const deed = useDeed();
   const [to, setTo] = useState("");
@@ -74,12 +66,9 @@ function Send({ targets, look }: { targets: readonly string[]; look: () => Promi
     void deed.run(async () => {
       setSaid("");
       for (const f of files) {
-        const begun = api.put(`${api.query("/v1/drop/send", "to", target)}&name=${encodeURIComponent(f.name)}`, f);
-        setTimeout(() => void look().catch(() => undefined), soon / 2);
-        await begun;
+        await api.put(`${api.query("/v1/drop/send", "to", target)}&name=${encodeURIComponent(f.name)}`, f);
         setSaid(t("files.sent", { name: f.name, who: short(target) }));
       }
-      await look();
     });
   return (
     <div
