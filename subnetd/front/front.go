@@ -200,15 +200,11 @@ func may(rules []mesh.Rule, from netip.Addr, to netip.AddrPort) bool {
 	const tcp = 6
 	return slices.ContainsFunc(rules, func(r mesh.Rule) bool {
 		return (len(r.Protos) == 0 || slices.Contains(r.Protos, tcp)) &&
-			slices.ContainsFunc(r.Srcs, func(s mesh.Range) bool { return within(s, from) }) &&
+			slices.ContainsFunc(r.Srcs, func(s mesh.Range) bool { return s.Contains(from) }) &&
 			slices.ContainsFunc(r.Dsts, func(d mesh.Dest) bool {
-				return within(d.Range, to.Addr()) && d.Ports.First <= to.Port() && to.Port() <= d.Ports.Last
+				return d.Range.Contains(to.Addr()) && d.Ports.First <= to.Port() && to.Port() <= d.Ports.Last
 			})
 	})
-}
-
-func within(r mesh.Range, a netip.Addr) bool {
-	return r.From.BitLen() == a.BitLen() && r.To.BitLen() == a.BitLen() && !a.Less(r.From) && !r.To.Less(a)
 }
 
 // Run serves until ctx ends.
