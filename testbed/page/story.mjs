@@ -116,7 +116,8 @@ async function things() {
   await page.getByRole("switch", { name: /^Reachable/ }).click();
   await page.getByText("No member of the mesh can reach it now.").waitFor();
   await lab("shut", name);
-  await page.keyboard.press("Space"); // the switch has kept the focus
+  await page.locator('[role="switch"]:focus[aria-busy="false"]').waitFor(); // the router has answered; the switch has kept the focus
+  await page.keyboard.press("Space");
   await page.locator('[role="switch"][aria-checked="true"]').first().waitFor();
   await lab("open", name);
 }
