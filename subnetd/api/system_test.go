@@ -107,7 +107,7 @@ func TestSlowUpload(t *testing.T) {
 		return status.Updated{}, err
 	})
 	srv := httptest.NewUnstartedServer(Handler(f, func(*http.Request) Asker { return Owner }))
-	srv.Config.ReadTimeout = limit
+	srv.Config.ReadTimeout, srv.Config.ReadHeaderTimeout = limit, time.Minute // on a busy machine a request takes longer to begin
 	srv.Start()
 	defer srv.Close()
 	put := func(body io.Reader) (int, error) {
